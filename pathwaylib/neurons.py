@@ -1,0 +1,389 @@
+"""Watch and mask the neurons of a forward run: the only module that intercepts one.
+
+A **site** is one call of a piecewise-linear activation (ReLU, ReLU6, leaky ReLU), counted in the order of
+execution, so a module that is called twice is two sites and a functional call needs no module at all. Calls are
+caught by a :class:`torch.overrides.TorchFunctionMode`; no hook is left behind, also when the run fails.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from .errors import PathwayError
+from .pathway import Pathway
+
+Target = int | list[int] | Tensor | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One activation call of a running network.
+
+    Attributes:
+        index: position in the order of execution.
+        kind: ``"relu"``, ``"relu6"`` or ``"leaky_relu"``.
+        function: the activation out of place, ``pre -> post``.
+        in_place: whether the network asked for its own tensor to be overwritten.
+    """
+
+    index: int
+    kind: str
+    function: Callable[[Tensor], Tensor]
+    in_place: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the site, such as ``relu_0``: its kind and its position in the run."""
+        return f"{self.kind}_{self.index}"
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What a forward run showed at its sites.
+
+    Attributes:
+        sites: name of each site, in the order of execution.
+        kinds: activation of each site: ``"relu"``, ``"relu6"`` or ``"leaky_relu"``.
+        pre: pre-activations z, one tensor ``(B, ...)`` per site.
+        post: activations a, shaped like ``pre``.
+        logits: response of the network ``(B, K)``.
+    """
+
+    sites: tuple[str, ...]
+    kinds: tuple[str, ...]
+    pre: tuple[Tensor, ...]
+    post: tuple[Tensor, ...]
+    logits: Tensor
+
+    def active(self) -> Pathway:
+        """Return the pathway of all neurons whose activation is not 0; its complement is the dead neurons."""
+        return Pathway(tuple(a.detach() != 0 for a in self.post), self.sites)
+
+
+Visitor = Callable[[Site, Tensor], Tensor]
+"""Called at each site with the pre-activation; returns what the network goes on with.
+
+At a site in place the pre-activation is about to be overwritten: a visitor that keeps it must clone it, and may
+overwrite it itself.
+"""
+
+
+def _spellings() -> dict[Callable[..., Any], tuple[str, tuple[str, ...], bool]]:
+    """Map every way to call an activation to (its name, its parameters in order, always in place?)."""
+    inner = torch._C._nn  # the spellings without a public alias
+    bounds = ("input", "min_val", "max_val")
+    return {
+        F.relu: ("relu", ("input", "inplace"), False),
+        torch.relu: ("relu", ("input",), False),
+        torch.Tensor.relu: ("relu", ("input",), False),
+        torch.relu_: ("relu", ("input",), True),
+        torch.Tensor.relu_: ("relu", ("input",), True),
+        F.relu6: ("relu6", ("input", "inplace"), False),
+        inner.relu6: ("relu6", ("input",), False),
+        inner.relu6_: ("relu6", ("input",), True),
+        # nn.ReLU6 is a hard tanh between 0 and 6.
+        F.hardtanh: ("hardtanh", (*bounds, "inplace"), False),
+        inner.hardtanh: ("hardtanh", bounds, False),
+        inner.hardtanh_: ("hardtanh", bounds, True),
+        F.leaky_relu: ("leaky_relu", ("input", "negative_slope", "inplace"), False),
+        inner.leaky_relu: ("leaky_relu", ("input", "negative_slope"), False),
+        inner.leaky_relu_: ("leaky_relu", ("input", "negative_slope"), True),
+    }
+
+
+_SPELLINGS = _spellings()
+
+
+class _Interception(TorchFunctionMode):
+    """Hand every activation call to a visitor; every other function runs as it is."""
+
+    def __init__(self, visitor: Visitor) -> None:
+        super().__init__()
+        self.visitor = visitor
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _SPELLINGS:
+            return func(*args, **kwargs)
+        name, parameters, always_in_place = _SPELLINGS[func]
+        call = dict(zip(parameters, args, strict=False)) | kwargs
+        if name == "hardtanh" and (call.get("min_val"), call.get("max_val")) != (0, 6):
+            return func(*args, **kwargs)
+        _refuse_checkpointing()
+        site = self._site(name, call, always_in_place or bool(call.get("inplace")))
+        self.calls += 1
+        given: Tensor = call["input"]
+        result = self.visitor(site, given)
+        # In place, the network may go on with the tensor it passed or with the one it gets back: both hold the result.
+        return given.copy_(result) if site.in_place and result is not given else result
+
+    def _site(self, name: str, call: dict[str, Any], in_place: bool) -> Site:
+        if name == "relu":
+            return Site(self.calls, "relu", torch.relu, in_place)
+        if name == "leaky_relu":
+            slope = call.get("negative_slope", 0.01)
+            return Site(self.calls, "leaky_relu", lambda pre: F.leaky_relu(pre, slope), in_place)
+        return Site(self.calls, "relu6", F.relu6, in_place)
+
+
+def _refuse_checkpointing() -> None:
+    """Raise where the run is inside an activation checkpoint, whose second run in the backward pass escapes us."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(("torch/utils/checkpoint.py", "torch\\utils\\checkpoint.py")):
+            raise PathwayError(
+                "the network runs under activation checkpointing, which repeats its forward run unwatched in the "
+                "backward pass; turn checkpointing off (for example model.gradient_checkpointing_disable())"
+            )
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Run a block without gradients for ``model``'s parameters; restore every ``requires_grad`` after it.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> with frozen(layer):
+        ...     layer.weight.requires_grad
+        False
+        >>> layer.weight.requires_grad
+        True
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def run(model: nn.Module, x: Tensor, visitor: Visitor) -> Tensor:
+    """Run ``model`` on ``x`` with ``visitor`` called at every site; return the logits ``(B, K)``.
+
+    The building block of everything that watches or changes activations. Parameters get no gradients; ``x`` gets
+    them where it asks for them.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``.
+        visitor: gets the :class:`Site` and the pre-activation, returns what the network goes on with.
+
+    Raises:
+        PathwayError: if ``model`` or ``x`` cannot be used, or no activation call was seen.
+    """
+    check_model(model, x)
+    with frozen(model), _Interception(visitor) as interception:
+        logits = model(x)
+    if not interception.calls:
+        raise PathwayError(
+            f"no ReLU, ReLU6 or leaky ReLU call was seen while {type(model).__name__} ran; traced, scripted or "
+            "compiled networks hide theirs (pass the original module), and other activations have no sites"
+        )
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise PathwayError(
+            f"{type(model).__name__} returned {got}; a network must return logits of shape ({len(x)}, classes)"
+        )
+    if not bool(logits.detach().isfinite().all()):
+        broken = next((name for name, value in model.state_dict().items() if not bool(value.isfinite().all())), None)
+        where = f"its weight {broken!r} holds NaN or infinity" if broken else "an overflow inside the network"
+        raise PathwayError(f"{type(model).__name__} returned logits that are not finite: {where}")
+    return logits
+
+
+def observe(model: nn.Module, x: Tensor) -> Activations:
+    """Run ``model`` on ``x`` and return its pre-activations, activations and logits.
+
+    The recorded tensors are the observer's own: a network that changes an activation in place changes a copy. They
+    carry a gradient graph where gradients are enabled and ``x`` requires them.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``, floating point.
+
+    Returns:
+        :class:`Activations`, one entry per activation call.
+
+    Raises:
+        PathwayError: if ``model`` or ``x`` cannot be used, or no activation call was seen.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> seen = observe(net, torch.rand(5, 2))
+        >>> seen.sites, seen.post[0].shape, seen.logits.shape
+        (('relu_0',), torch.Size([5, 3]), torch.Size([5, 2]))
+    """
+    sites, pre, post, logits = record(model, x, keep_pre=True)
+    return Activations(tuple(site.name for site in sites), tuple(site.kind for site in sites), pre, post, logits)
+
+
+def record(
+    model: nn.Module, x: Tensor, *, keep_pre: bool
+) -> tuple[tuple[Site, ...], tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+    """Run ``model`` and return its sites, pre-activations (none unless ``keep_pre``), activations and logits.
+
+    Cloning every activation would cost a fifth of the run. So the network gets the recorded tensors themselves, and
+    where PyTorch's version counters show that it changed one, the run is repeated with clones.
+    """
+    for private in (False, True):
+        sites: list[Site] = []
+        pre: list[Tensor] = []
+        post: list[Tensor] = []
+        versions: list[tuple[Tensor, int]] = []
+
+        def visit(site: Site, z: Tensor) -> Tensor:
+            clone = private or z.is_inference()  # noqa: B023 - called within this iteration; inference has no counters
+            if keep_pre:
+                z = z.clone() if clone or site.in_place else z
+                pre.append(z)  # noqa: B023
+            if site.in_place and site.kind == "relu" and not (keep_pre or clone):
+                a = torch.relu_(z)
+            elif site.in_place and not keep_pre:
+                a = site.function(z.clone())
+            else:
+                a = site.function(z)
+            sites.append(site)  # noqa: B023
+            post.append(a)  # noqa: B023
+            if not clone:
+                versions.extend((tensor, tensor._version) for tensor in ((z, a) if keep_pre else (a,)))  # noqa: B023
+            return a.clone() if clone else a
+
+        logits = run(model, x, visit)
+        if all(tensor._version == version for tensor, version in versions):
+            break
+    return tuple(sites), tuple(pre), tuple(post), logits
+
+
+@contextmanager
+def masked(pathway: Pathway) -> Iterator[None]:
+    """Run every forward pass of the block inside the pathway network: each activation times its bit.
+
+    Later sites see the masked values of earlier ones. A pathway of one entry serves a batch of any size.
+
+    Args:
+        pathway: one bit per neuron, ``(B, ...)`` per site.
+
+    Raises:
+        PathwayError: if the sites of the run differ from the pathway's.
+
+    Equation: the pathway network Φ_P of *Neural Response Interpretation through the Lens of Critical Pathways*
+    (CVPR 2021): a ← m ⊙ a at every site, m ∈ {0, 1}.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> x = torch.rand(5, 2)
+        >>> with masked(observe(net, x).active()):
+        ...     same = bool((net(x) == net(x)).all())
+        >>> same
+        True
+    """
+    visitor = apply_mask(pathway)
+    with _Interception(visitor) as interception:
+        yield
+    if not interception.calls or interception.calls % len(pathway.sites):
+        raise PathwayError(
+            f"the pathway has {len(pathway.sites)} sites, but {interception.calls} activation calls were seen; "
+            "run the network the pathway was made for, whole, inside masked(...)"
+        )
+
+
+def apply_mask(pathway: Pathway) -> Visitor:
+    """Return the visitor that multiplies each activation by its bit (see :func:`masked`)."""
+
+    def multiply(site: Site, z: Tensor) -> Tensor:
+        position = site.index % len(pathway.sites)
+        mask, name = pathway.masks[position], pathway.sites[position]
+        fits = mask.shape[1:] == z.shape[1:] and mask.shape[0] in (1, z.shape[0])
+        if not fits or name.rpartition("_")[0] != site.kind:
+            raise PathwayError(
+                f"site {position} of the run is a {site.kind} of shape {tuple(z.shape)}, but the pathway has "
+                f"{name!r} of shape {tuple(mask.shape)} there; make the pathway with this network, for this batch"
+            )
+        if mask.device != z.device:
+            raise PathwayError(f"the pathway is on {mask.device}, the run on {z.device}; use pathway.to({str(z.device)!r})")
+        if site.kind != "relu":
+            return torch.where(mask, site.function(z.clone() if site.in_place else z), 0.0)
+        # ReLU and mask in one step, which also keeps less for the backward pass: one bit per neuron.
+        kept = (z.detach() > 0).logical_and_(mask)
+        return z.masked_fill_(kept.logical_not_(), 0.0) if site.in_place else torch.where(kept, z, 0.0)
+
+    return multiply
+
+
+def check_model(model: nn.Module, x: Tensor) -> None:
+    """Raise :class:`PathwayError` where ``model`` and ``x`` cannot be explained, saying what to do."""
+    if not isinstance(x, Tensor):
+        raise PathwayError(f"the images are a {type(x).__name__}; give a tensor of shape (batch, channels, height, width)")
+    if not x.is_floating_point():
+        raise PathwayError(f"the images are {x.dtype}; give floating-point images, for example images.float() / 255")
+    if x.ndim < 2 or not len(x):
+        raise PathwayError(f"the images have shape {tuple(x.shape)}; give a batch of at least one: (batch, ...)")
+    if not bool(x.detach().isfinite().all()):
+        raise PathwayError("the images hold NaN or infinity; clean them first, for example with torch.nan_to_num")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.DataParallel):
+            raise PathwayError("the network is wrapped in DataParallel, whose threads escape observation; pass model.module")
+        if module.training:
+            where = f"its part {name!r} is" if name else "it is"
+            raise PathwayError(
+                f"{type(model).__name__} cannot be explained while {where} in training mode, where its answer is "
+                "random or depends on the batch; call model.eval() first"
+            )
+    for parameter in model.parameters():
+        if parameter.device != x.device or parameter.dtype != x.dtype:
+            raise PathwayError(
+                f"the network is {parameter.dtype} on {parameter.device}, the images are {x.dtype} on {x.device}; "
+                f"use x.to({str(parameter.device)!r}, {parameter.dtype})"
+            )
+        break
+
+
+def response(logits: Tensor, target: Target = None) -> Tensor:
+    """Return the response Φ_t(x), the logit of each input's target, shape ``(B,)``; see :func:`resolve_target`."""
+    return logits.gather(1, resolve_target(logits, target)[:, None])[:, 0]
+
+
+def resolve_target(logits: Tensor, target: Target = None) -> Tensor:
+    """Return the target of each input as an index tensor ``(B,)``.
+
+    Args:
+        logits: ``(B, K)``.
+        target: a class for all inputs, one per input (list or tensor), or None for the predicted class.
+
+    Raises:
+        PathwayError: if a target is not a class of the network, or their number is not that of the inputs.
+
+    Example:
+        >>> resolve_target(torch.tensor([[1.0, 3.0], [2.0, 0.0]]))
+        tensor([1, 0])
+        >>> resolve_target(torch.zeros(2, 4), 0)
+        tensor([0, 0])
+    """
+    count, classes = logits.shape
+    if target is None:
+        return logits.detach().argmax(1)
+    chosen = torch.as_tensor(target, device=logits.device)
+    if chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.is_complex():
+        raise PathwayError(f"the targets are {chosen.dtype}; give class indices as integers")
+    if chosen.ndim == 0:
+        chosen = chosen.expand(count)
+    if chosen.shape != (count,):
+        raise PathwayError(f"targets of shape {tuple(chosen.shape)} for {count} inputs; give one class or one per input")
+    if bool(((chosen < 0) | (chosen >= classes)).any()):
+        raise PathwayError(f"target {chosen.tolist()} is out of range; the network has classes 0 to {classes - 1}")
+    return chosen.long()

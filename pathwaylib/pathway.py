@@ -1,0 +1,201 @@
+"""The pathway: one bit per neuron and per input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import PathwayError
+from .files import atomic_write
+
+_FORMAT = "pathwaylib-pathway-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Pathway:
+    """Which neurons are kept, for each input of a batch.
+
+    Attributes:
+        masks: one bool tensor ``(B, ...)`` per site; True keeps the neuron.
+        sites: name of each site, in the order of execution.
+        targets: the class each input's pathway was selected for, int64 ``(B,)``, where a selector made it.
+
+    Raises:
+        PathwayError: if masks, sites and targets do not fit together.
+
+    Example:
+        >>> a = Pathway((torch.tensor([[True, True, False, False]]),), ("relu_0",))
+        >>> b = Pathway((torch.tensor([[True, False, True, False]]),), ("relu_0",))
+        >>> a.sizes, a.sparsity, a.iou(b)
+        (tensor([2]), tensor([0.5000]), tensor([0.3333]))
+        >>> (a & b).sizes, (a | b).sizes, (~a).sizes
+        (tensor([1]), tensor([3]), tensor([2]))
+    """
+
+    masks: tuple[Tensor, ...]
+    sites: tuple[str, ...]
+    targets: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "masks", tuple(self.masks))
+        object.__setattr__(self, "sites", tuple(self.sites))
+        if not self.masks or len(self.masks) != len(self.sites):
+            raise PathwayError(f"{len(self.masks)} masks for {len(self.sites)} sites; give one mask per site, at least one")
+        for mask, site in zip(self.masks, self.sites, strict=True):
+            if mask.dtype != torch.bool or mask.ndim < 2:
+                raise PathwayError(
+                    f"the mask of {site!r} is {mask.dtype} of shape {tuple(mask.shape)}; give bool tensors (batch, ...)"
+                )
+        if len({len(mask) for mask in self.masks}) > 1:
+            raise PathwayError(f"the masks have different batch sizes: {[len(mask) for mask in self.masks]}")
+        if self.targets is not None and self.targets.shape != (len(self),):
+            raise PathwayError(f"targets of shape {tuple(self.targets.shape)} for {len(self)} inputs; give one per input")
+
+    def __len__(self) -> int:
+        """Return the number of inputs B."""
+        return len(self.masks[0])
+
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{share:.3f}" for share in (1 - self.sparsity[:3]).tolist())
+        more = ", ..." if len(self) > 3 else ""
+        return f"Pathway({len(self)} inputs, {len(self.sites)} sites, {self.neurons} neurons, kept share {kept}{more})"
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons N of one input, all sites together."""
+        return sum(mask[0].numel() for mask in self.masks)
+
+    @property
+    def site_sizes(self) -> Tensor:
+        """Kept neurons per input and site, ``(B, S)``."""
+        return torch.stack([mask.flatten(1).sum(1) for mask in self.masks], 1)
+
+    @property
+    def sizes(self) -> Tensor:
+        """Kept neurons per input, ``(B,)``."""
+        return self.site_sizes.sum(1)
+
+    @property
+    def sparsity(self) -> Tensor:
+        """Removed share of the neurons per input, ``(B,)``: removed / N."""
+        return 1 - self.sizes / self.neurons
+
+    def flatten(self) -> Tensor:
+        """Return all bits in site order as one bool tensor ``(B, N)``."""
+        return torch.cat([mask.flatten(1) for mask in self.masks], 1)
+
+    def iou(self, other: Pathway, *, per_site: bool = False) -> Tensor:
+        """Return intersection over union with ``other``, input by input.
+
+        Two empty pathways count as equal (1). A pathway of one input is compared with every input of the other.
+
+        Args:
+            other: a pathway over the same sites.
+            per_site: keep the sites apart.
+
+        Returns:
+            ``(B,)``, or ``(B, S)`` per site, in [0, 1].
+
+        Raises:
+            PathwayError: if the pathways are of different networks or batch sizes.
+        """
+        both, either = (self & other).site_sizes, (self | other).site_sizes
+        if not per_site:
+            both, either = both.sum(1), either.sum(1)
+        return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+
+    def frequency(self) -> tuple[Tensor, ...]:
+        """Return, per site, the share of inputs that keep each neuron: float tensors without batch dimension."""
+        return tuple(mask.float().mean(0) for mask in self.masks)
+
+    def __and__(self, other: Pathway) -> Pathway:
+        return self._combine(other, torch.logical_and)
+
+    def __or__(self, other: Pathway) -> Pathway:
+        return self._combine(other, torch.logical_or)
+
+    def __invert__(self) -> Pathway:
+        return Pathway(tuple(~mask for mask in self.masks), self.sites)
+
+    def __getitem__(self, index: int | slice | list[int] | Tensor) -> Pathway:
+        """Return the pathways of some inputs; an integer keeps the batch dimension."""
+        if isinstance(index, int):
+            index = [index]
+        targets = None if self.targets is None else self.targets[index]
+        return Pathway(tuple(mask[index] for mask in self.masks), self.sites, targets)
+
+    def to(self, device: torch.device | str) -> Pathway:
+        """Return the pathway on ``device``."""
+        targets = None if self.targets is None else self.targets.to(device)
+        return Pathway(tuple(mask.to(device) for mask in self.masks), self.sites, targets)
+
+    def _combine(self, other: Pathway, operation: Callable[[Tensor, Tensor], Tensor]) -> Pathway:
+        if not isinstance(other, Pathway):
+            raise TypeError(f"a pathway cannot be combined with a {type(other).__name__}")
+        if self.sites != other.sites or any(a.shape[1:] != b.shape[1:] for a, b in zip(self.masks, other.masks, strict=True)):
+            raise PathwayError(
+                f"the pathways are of different networks: sites {_outline(self)} against {_outline(other)}"
+            )
+        if len(self) != len(other) and 1 not in (len(self), len(other)):
+            raise PathwayError(f"the pathways hold {len(self)} and {len(other)} inputs; compare equal numbers, or one")
+        return Pathway(tuple(operation(a, b) for a, b in zip(self.masks, other.masks, strict=True)), self.sites)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Store the pathway as bit-packed safetensors, one bit per neuron, atomically.
+
+        Example:
+            >>> import tempfile
+            >>> path = Path(tempfile.mkdtemp()) / "pathway.safetensors"
+            >>> Pathway((torch.eye(3, dtype=torch.bool),), ("relu_0",)).save(path)
+            >>> Pathway.load(path).masks[0].int()
+            tensor([[1, 0, 0],
+                    [0, 1, 0],
+                    [0, 0, 1]], dtype=torch.int32)
+        """
+        packed = {
+            f"{index:04d}": torch.from_numpy(np.packbits(mask.cpu().numpy().ravel()))
+            for index, mask in enumerate(self.masks)
+        }
+        if self.targets is not None:
+            packed["targets"] = self.targets.cpu()
+        shapes = [list(mask.shape) for mask in self.masks]
+        metadata = {"format": _FORMAT, "sites": json.dumps(self.sites), "shapes": json.dumps(shapes)}
+        with atomic_write(Path(path)) as temporary:
+            save_file(packed, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Pathway:
+        """Read a pathway that :meth:`save` wrote; nothing in the file is executed.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            PathwayError: if the file is damaged or not a pathway.
+        """
+        try:
+            with safe_open(path, "pt") as stored:
+                metadata = stored.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise PathwayError(f"{path} is not a pathway file; pathways are written by Pathway.save")
+                sites, shapes = json.loads(metadata["sites"]), json.loads(metadata["shapes"])
+                masks = []
+                for index, shape in enumerate(shapes):
+                    count = int(np.prod(shape))
+                    bits = np.unpackbits(stored.get_tensor(f"{index:04d}").numpy(), count=count)
+                    masks.append(torch.from_numpy(bits.astype(bool)).view(shape))
+                targets = stored.get_tensor("targets") if "targets" in stored.keys() else None
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+            raise PathwayError(f"{path} is damaged or not a pathway file ({error}); write it again") from error
+        return cls(tuple(masks), tuple(sites), targets)
+
+
+def _outline(pathway: Pathway) -> str:
+    return ", ".join(f"{site}{tuple(mask.shape[1:])}" for site, mask in zip(pathway.sites, pathway.masks, strict=True))

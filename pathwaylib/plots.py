@@ -1,0 +1,274 @@
+"""A few figures that the chapters share: images, attribution maps, pathways, curves with their uncertainty.
+
+Each function takes tensors on any device, leaves them as they are, and returns the figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .errors import PathwayError
+from .pathway import Pathway
+
+DIVERGING = "RdBu_r"
+"""Colour map of signed values: blue below 0, white at 0, red above; told apart with red-green blindness too."""
+
+
+def show_images(
+    images: Tensor, *, titles: Sequence[str] | None = None, columns: int | None = None, size: float = 1.25
+) -> Figure:
+    """Show images in a grid.
+
+    Args:
+        images: ``(B, C, H, W)`` in [0, 1], with one or three channels.
+        titles: one line per image.
+        columns: images per row; at most eight if left out.
+        size: width of an image in inches.
+
+    Raises:
+        PathwayError: if the images are not a batch of pictures, or there is not one title for each.
+
+    Example:
+        >>> import torch
+        >>> figure = show_images(torch.rand(3, 3, 8, 8), titles=["a", "b", "c"])
+        >>> len(figure.axes)
+        3
+        >>> plt.close(figure)
+    """
+    pictures = _pictures(images)
+    _check_titles(titles, len(pictures))
+    columns = min(len(pictures), 8) if columns is None else columns
+    if columns < 1:
+        raise PathwayError(f"columns is {columns}; give at least 1")
+    rows = -(-len(pictures) // columns)
+    figure, axes = _grid(rows, columns, size, title_lines=titles is not None)
+    for number, axis in enumerate(axes.flat):
+        if number >= len(pictures):
+            axis.remove()
+            continue
+        _show_picture(axis, pictures[number])
+        if titles is not None:
+            axis.set_title(titles[number])
+    return figure
+
+
+def show_attributions(
+    images: Tensor,
+    maps: Mapping[str, Tensor],
+    *,
+    titles: Sequence[str] | None = None,
+    percentile: float = 99.0,
+    size: float = 1.25,
+) -> Figure:
+    """Show attribution maps beside their images: one row per image, one column per method.
+
+    Channels are summed, signs kept: red raises the response, blue lowers it. The colours of each map end
+    symmetrically around 0 at its own ``percentile`` of absolute values, so colours compare places inside one map,
+    never values between maps.
+
+    Args:
+        images: ``(B, C, H, W)`` in [0, 1].
+        maps: attributions by name, each ``(B, C, h, w)`` or ``(B, h, w)``; h and w may be smaller than the image's.
+        titles: one line per image, shown left of it.
+        percentile: where the colours end, in (0, 100].
+        size: width of an image in inches.
+
+    Raises:
+        PathwayError: if there is no map, a map does not fit the images or holds NaN, or ``percentile`` is out of
+            range.
+
+    Example:
+        >>> import torch
+        >>> figure = show_attributions(torch.rand(2, 3, 8, 8), {"noise": torch.randn(2, 3, 8, 8)})
+        >>> [axis.get_title() for axis in figure.axes[:2]]
+        ['image', 'noise']
+        >>> plt.close(figure)
+    """
+    pictures = _pictures(images)
+    _check_titles(titles, len(pictures))
+    if not maps:
+        raise PathwayError("there are no maps; give a dictionary such as {'gradient': gradients}")
+    if not 0 < percentile <= 100:
+        raise PathwayError(f"percentile is {percentile}; give a number above 0 and at most 100")
+    grids = {name: signed_map(values, len(pictures), name) for name, values in maps.items()}
+    figure, axes = _grid(len(pictures), 1 + len(grids), size, title_lines=False)
+    for row, picture in enumerate(pictures):
+        _show_picture(axes[row, 0], picture)
+        if titles is not None:
+            axes[row, 0].set_ylabel(titles[row], rotation=0, ha="right", va="center")
+        for axis, values in zip(axes[row, 1:], grids.values(), strict=True):
+            limit = colour_limit(values[row], percentile)
+            axis.imshow(values[row], cmap=DIVERGING, vmin=-limit, vmax=limit)
+            _bare(axis)
+    for axis, name in zip(axes[0], ["image", *grids], strict=True):
+        axis.set_title(name)
+    return figure
+
+
+def show_pathway(pathway: Pathway, *, index: int = 0, columns: int = 4, size: float = 1.6) -> Figure:
+    """Show where one input's pathway runs: per site, the share of channels it keeps at each position.
+
+    Sites share one colour scale. A site without positions (a fully connected layer) is drawn as one row of neurons.
+
+    Args:
+        pathway: the pathways of a batch.
+        index: which input.
+        columns: sites per row.
+        size: width of a site in inches.
+
+    Raises:
+        PathwayError: if there is no such input, or ``columns`` is less than 1.
+
+    Example:
+        >>> import torch
+        >>> pathway = Pathway((torch.rand(1, 4, 6, 6) > 0.5, torch.rand(1, 10) > 0.5), ("relu_0", "relu_1"))
+        >>> figure = show_pathway(pathway)
+        >>> len(figure.axes)  # two sites and the colour bar
+        3
+        >>> plt.close(figure)
+    """
+    if not -len(pathway) <= index < len(pathway):
+        raise PathwayError(f"index is {index}; the pathway holds {len(pathway)} inputs")
+    if columns < 1:
+        raise PathwayError(f"columns is {columns}; give at least 1")
+    shares = [kept_share(mask[index]) for mask in pathway.masks]
+    top = max(float(share.max()) for share in shares) or 1.0
+    columns = min(columns, len(shares))
+    rows = -(-len(shares) // columns)
+    figure, axes = _grid(rows, columns, size, title_lines=True, extra=0.9)
+    drawn = None
+    for number, axis in enumerate(axes.flat):
+        if number >= len(shares):
+            axis.remove()
+            continue
+        aspect = "auto" if len(shares[number]) == 1 else "equal"
+        drawn = axis.imshow(shares[number], vmin=0, vmax=top, aspect=aspect)
+        _bare(axis)
+        axis.set_title(f"{pathway.sites[number]}\n{float(pathway.masks[number][index].float().mean()):.1%} kept")
+    if drawn is not None:
+        figure.colorbar(drawn, ax=axes, label="share of channels kept", shrink=0.8)
+    return figure
+
+
+def show_curves(
+    x: ArrayLike,
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    axis: Axes | None = None,
+) -> Figure:
+    """Draw curves with their uncertainty: a line at the estimate, a band from the interval's low to its high end.
+
+    Args:
+        x: ``n`` positions.
+        curves: by name, ``(estimate, low, high)`` of ``n`` values each, for example with a 95 % interval.
+        xlabel: label of the horizontal axis, with its unit.
+        ylabel: label of the vertical axis, with its unit.
+        axis: where to draw; a new figure if left out.
+
+    Raises:
+        PathwayError: if a curve has not one value per position, or its band does not hold it.
+
+    Example:
+        >>> figure = show_curves([0, 1], {"kept": ([1, 0.8], [1, 0.7], [1, 0.9])}, xlabel="sparsity", ylabel="share")
+        >>> [line.get_label() for line in figure.axes[0].lines]
+        ['kept']
+        >>> plt.close(figure)
+    """
+    positions = np.asarray(x, dtype=float)
+    markers = "osD^vP"
+    checked: dict[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = {}
+    for name, values in curves.items():
+        mean, low, high = (np.asarray(value, dtype=float) for value in values)
+        if not mean.shape == low.shape == high.shape == positions.shape or positions.ndim != 1:
+            raise PathwayError(f"curve {name!r} has values of shape {mean.shape} at {positions.shape} positions")
+        if (low > mean).any() or (mean > high).any():
+            raise PathwayError(f"curve {name!r} leaves its band; give (estimate, low, high)")
+        checked[name] = (mean, low, high)
+    if axis is None:
+        axis = plt.subplots()[1]
+    for number, (name, (mean, low, high)) in enumerate(checked.items()):
+        line = axis.plot(positions, mean, label=name, marker=markers[number % len(markers)], markersize=5)[0]
+        axis.fill_between(positions, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(True)
+    if len(checked) > 1:
+        axis.legend()
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def signed_map(values: Tensor, count: int, name: str) -> NDArray[np.float32]:
+    """Return attributions as maps ``(B, h, w)``, channels summed; raise :class:`PathwayError` where they are none."""
+    if values.ndim not in (3, 4) or len(values) != count or not values.numel():
+        raise PathwayError(
+            f"the map {name!r} has shape {tuple(values.shape)}; give ({count}, channels, height, width), one per image"
+        )
+    if not bool(values.isfinite().all()):
+        raise PathwayError(f"the map {name!r} holds NaN or infinity")
+    array: NDArray[np.float32] = (values.sum(1) if values.ndim == 4 else values).detach().float().cpu().numpy()
+    return array
+
+
+def colour_limit(values: NDArray[np.float32], percentile: float) -> float:
+    """Return where the colours of a map end: never 0, so that a map of zeros is white."""
+    magnitude = np.abs(values)
+    return float(np.percentile(magnitude, percentile)) or float(magnitude.max()) or 1.0
+
+
+def kept_share(mask: Tensor) -> NDArray[np.float32]:
+    """Return the share of channels that one input's mask ``(C, ...)`` keeps, as a map ``(h, w)``."""
+    if mask.ndim < 3:
+        share = mask.float().reshape(1, -1)  # no positions: every neuron is one
+    else:
+        share = mask.float().mean(0).reshape(-1, mask.shape[-1])
+    array: NDArray[np.float32] = share.cpu().numpy()
+    return array
+
+
+def _pictures(images: Tensor) -> NDArray[np.float32]:
+    """Return images as ``(B, H, W, C)`` for matplotlib."""
+    if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
+        raise PathwayError(f"the images have shape {tuple(images.shape)}; give (batch, 1 or 3, height, width)")
+    low, high = images.detach().aminmax()
+    if not (images.is_floating_point() and float(low) >= 0 and float(high) <= 1):
+        raise PathwayError(f"the images are {images.dtype} from {float(low):g} to {float(high):g}; give floats in [0, 1]")
+    array: NDArray[np.float32] = images.detach().float().permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def _check_titles(titles: Sequence[str] | None, count: int) -> None:
+    if titles is not None and len(titles) != count:
+        raise PathwayError(f"{len(titles)} titles for {count} images; give one each")
+
+
+def _grid(
+    rows: int, columns: int, size: float, *, title_lines: bool, extra: float = 0.0
+) -> tuple[Figure, NDArray[np.object_]]:
+    height = size * (1.3 if title_lines else 1.06)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size * columns + extra, height * rows + 0.2), squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]
+    return figure, axes
+
+
+def _show_picture(axis: Axes, picture: NDArray[np.float32]) -> None:
+    axis.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+    _bare(axis)
+
+
+def _bare(axis: Axes) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)

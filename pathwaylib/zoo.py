@@ -1,0 +1,94 @@
+"""Trained networks by name, with the weights that ship in the package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load, save_file
+from torch import nn
+
+from .architectures import ARCHITECTURES
+from .errors import PathwayError
+from .files import atomic_write
+
+_WEIGHTS = Path(str(files("pathwaylib") / "weights"))
+
+
+def model_card(name: str) -> dict[str, Any]:
+    """Return what is known of a trained network: recipe, accuracy, SHA-256 of its weights, versions.
+
+    Raises:
+        PathwayError: if there is no such network.
+
+    Example:
+        >>> model_card("planted-cnn")["data"]
+        'planted(n=8000, seed=1)'
+    """
+    if name not in ARCHITECTURES:
+        raise PathwayError(f"there is no model {name!r}; choose one of {', '.join(ARCHITECTURES)}")
+    return cast(dict[str, Any], json.loads((_WEIGHTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def load_model(name: str, *, device: torch.device | str = "cpu") -> nn.Module:
+    """Load a trained network: verified, in eval mode, its parameters frozen.
+
+    Args:
+        name: ``"cifar10-vgg"``, ``"cifar10-resnet20"``, ``"cifar10-resnet8"`` or ``"planted-cnn"``.
+        device: where to put it.
+
+    Returns:
+        A network that takes float images ``(B, 3, 32, 32)`` in ``[0, 1]`` and returns logits.
+
+    Raises:
+        PathwayError: if there is no such network, or its weights are not those of the model card.
+
+    Example:
+        >>> net = load_model("planted-cnn")
+        >>> net.training, any(p.requires_grad for p in net.parameters())
+        (False, False)
+    """
+    card = model_card(name)
+    stored = (_WEIGHTS / f"{name}.safetensors").read_bytes()
+    digest = hashlib.sha256(stored).hexdigest()
+    if digest != card["sha256"]:
+        raise PathwayError(
+            f"the weights of {name!r} have SHA-256 {digest}, the model card says {card['sha256']}; "
+            "reinstall pathwaylib, or run experiments/train_subjects.ipynb to train it again"
+        )
+    model = ARCHITECTURES[name]()
+    model.load_state_dict(load(stored))  # float16 on disk; copied into the float32 parameters
+    return model.eval().requires_grad_(False).to(device)
+
+
+def store_model(name: str, model: nn.Module, card: dict[str, Any], folder: Path = _WEIGHTS) -> None:
+    """Write a trained network's weights in float16 and its model card, each atomically.
+
+    Args:
+        name: of the network, a key of ``ARCHITECTURES``.
+        model: the trained network.
+        card: what to record besides the SHA-256 and the number of parameters, which are added here.
+        folder: where to write.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> store_model("planted-cnn", ARCHITECTURES["planted-cnn"](), {"seed": 0}, folder)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['planted-cnn.json', 'planted-cnn.safetensors']
+    """
+    state = {
+        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in model.state_dict().items()
+    }
+    with atomic_write(folder / f"{name}.safetensors") as temporary:
+        save_file(state, temporary)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    text = json.dumps({"name": name, **card, "parameters": parameters, "dtype": "float16", "sha256": digest}, indent=2)
+    with atomic_write(folder / f"{name}.json") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
