@@ -70,11 +70,11 @@ class PathwayGradient(GradientAttribution):
             target = pathway.targets
         elif target is None:
             with torch.no_grad():
-                target = self.model(x).argmax(1)
+                target = self.model(x.clone()).argmax(1)
         x.requires_grad_()
         with torch.enable_grad(), frozen(self.model):
-            with masked(pathway):
-                logits = self.model(x)
+            with masked(pathway, runs=1):
+                logits = self.model(x.clone())  # a network may change its input in place
             return torch.autograd.grad(response(logits, target).sum(), x)[0]
 
     def has_convergence_delta(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import SupportsFloat
 
-from IPython import get_ipython  # type: ignore[attr-defined]
+from IPython import get_ipython
 from IPython.display import display
 
 from .errors import PathwayError
@@ -108,4 +108,5 @@ def claim(
 def _glue(name: str, text: str) -> None:
     """Emit what ``myst_nb.glue(name, text, display=False)`` emits, which must not be needed to run a chapter."""
     prefix = "application/papermill.record/"
-    display({f"{prefix}text/plain": repr(text)}, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}})
+    metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    display({f"{prefix}text/plain": repr(text)}, raw=True, metadata=metadata)

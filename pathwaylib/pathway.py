@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -128,8 +129,8 @@ class Pathway:
 
     def __getitem__(self, index: int | slice | list[int] | Tensor) -> Pathway:
         """Return the pathways of some inputs; an integer keeps the batch dimension."""
-        if isinstance(index, int):
-            index = [index]
+        if isinstance(index, SupportsIndex) and not (isinstance(index, Tensor) and index.ndim):
+            index = [int(index)]  # also numpy's integers and tensors of no dimension
         targets = None if self.targets is None else self.targets[index]
         return Pathway(tuple(mask[index] for mask in self.masks), self.sites, targets)
 
@@ -166,7 +167,7 @@ class Pathway:
             for index, mask in enumerate(self.masks)
         }
         if self.targets is not None:
-            packed["targets"] = self.targets.cpu()
+            packed["targets"] = self.targets.cpu().contiguous()
         shapes = [list(mask.shape) for mask in self.masks]
         metadata = {"format": _FORMAT, "sites": json.dumps(self.sites), "shapes": json.dumps(shapes)}
         with atomic_write(Path(path)) as temporary:
@@ -184,17 +185,20 @@ class Pathway:
             with safe_open(path, "pt") as stored:
                 metadata = stored.metadata() or {}
                 if metadata.get("format") != _FORMAT:
-                    raise PathwayError(f"{path} is not a pathway file; pathways are written by Pathway.save")
+                    raise ValueError("pathways are written by Pathway.save")
                 sites, shapes = json.loads(metadata["sites"]), json.loads(metadata["shapes"])
                 masks = []
                 for index, shape in enumerate(shapes):
                     count = int(np.prod(shape))
-                    bits = np.unpackbits(stored.get_tensor(f"{index:04d}").numpy(), count=count)
+                    packed = stored.get_tensor(f"{index:04d}").numpy()
+                    if min(shape) < 0 or len(packed) != -(-count // 8):
+                        raise ValueError(f"{len(packed)} bytes for a mask of shape {shape}")
+                    bits = np.unpackbits(packed, count=count)
                     masks.append(torch.from_numpy(bits.astype(bool)).view(shape))
                 targets = stored.get_tensor("targets") if "targets" in stored.keys() else None
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+            return cls(tuple(masks), tuple(sites), targets)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PathwayError(f"{path} is damaged or not a pathway file ({error}); write it again") from error
-        return cls(tuple(masks), tuple(sites), targets)
 
 
 def _outline(pathway: Pathway) -> str:

@@ -6,16 +6,21 @@ Each function takes tensors on any device, leaves them as they are, and returns 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .errors import PathwayError
 from .pathway import Pathway
+
+_Grid = np.ndarray[Any, Any]  # of axes, which numpy can only call objects
 
 DIVERGING = "RdBu_r"
 """Colour map of signed values: blue below 0, white at 0, red above; told apart with red-green blindness too."""
@@ -98,7 +103,8 @@ def show_attributions(
     if not 0 < percentile <= 100:
         raise PathwayError(f"percentile is {percentile}; give a number above 0 and at most 100")
     grids = {name: signed_map(values, len(pictures), name) for name, values in maps.items()}
-    figure, axes = _grid(len(pictures), 1 + len(grids), size, title_lines=False)
+    beside = 0.1 * max(map(len, titles)) if titles is not None else 0.0
+    figure, axes = _grid(len(pictures), 1 + len(grids), size, title_lines=False, extra=beside)
     for row, picture in enumerate(pictures):
         _show_picture(axes[row, 0], picture)
         if titles is not None:
@@ -107,8 +113,11 @@ def show_attributions(
             limit = colour_limit(values[row], percentile)
             axis.imshow(values[row], cmap=DIVERGING, vmin=-limit, vmax=limit)
             _bare(axis)
+    longest = max(len(line) for name in grids for line in name.split("\n"))
+    # A name wider than its column would run into the next; a letter is about 0.62 of the font's size wide.
+    points = min(FontProperties(size=mpl.rcParams["axes.titlesize"]).get_size_in_points(), 72 * size / (0.62 * longest))
     for axis, name in zip(axes[0], ["image", *grids], strict=True):
-        axis.set_title(name)
+        axis.set_title(name, fontsize=points)
     return figure
 
 
@@ -228,10 +237,8 @@ def colour_limit(values: NDArray[np.float32], percentile: float) -> float:
 
 def kept_share(mask: Tensor) -> NDArray[np.float32]:
     """Return the share of channels that one input's mask ``(C, ...)`` keeps, as a map ``(h, w)``."""
-    if mask.ndim < 3:
-        share = mask.float().reshape(1, -1)  # no positions: every neuron is one
-    else:
-        share = mask.float().mean(0).reshape(-1, mask.shape[-1])
+    # Without positions every neuron is one.
+    share = mask.float().reshape(1, -1) if mask.ndim < 3 else mask.float().mean(0).reshape(-1, mask.shape[-1])
     array: NDArray[np.float32] = share.cpu().numpy()
     return array
 
@@ -242,7 +249,9 @@ def _pictures(images: Tensor) -> NDArray[np.float32]:
         raise PathwayError(f"the images have shape {tuple(images.shape)}; give (batch, 1 or 3, height, width)")
     low, high = images.detach().aminmax()
     if not (images.is_floating_point() and float(low) >= 0 and float(high) <= 1):
-        raise PathwayError(f"the images are {images.dtype} from {float(low):g} to {float(high):g}; give floats in [0, 1]")
+        raise PathwayError(
+            f"the images are {images.dtype} from {float(low):g} to {float(high):g}; give floats in [0, 1]"
+        )
     array: NDArray[np.float32] = images.detach().float().permute(0, 2, 3, 1).cpu().numpy()
     return array
 
@@ -252,9 +261,7 @@ def _check_titles(titles: Sequence[str] | None, count: int) -> None:
         raise PathwayError(f"{len(titles)} titles for {count} images; give one each")
 
 
-def _grid(
-    rows: int, columns: int, size: float, *, title_lines: bool, extra: float = 0.0
-) -> tuple[Figure, NDArray[np.object_]]:
+def _grid(rows: int, columns: int, size: float, *, title_lines: bool, extra: float = 0.0) -> tuple[Figure, _Grid]:
     height = size * (1.3 if title_lines else 1.06)
     figure, axes = plt.subplots(
         rows, columns, figsize=(size * columns + extra, height * rows + 0.2), squeeze=False, layout="constrained"

@@ -100,12 +100,8 @@ class RandomSelection:
         generator = self.generator or torch.Generator().manual_seed(0)
         with torch.no_grad():
             seen = observe(model, x)
-        active = seen.active()
-        shape = (len(active), active.neurons)
         # Uniform in (0, 1]: a score of 0 would mean "never keep".
-        scores = 1 - torch.rand(shape, generator=generator, device=generator.device).to(x.device)
+        scores = [1 - torch.rand(a.shape, generator=generator, device=generator.device).to(a.device) for a in seen.post]
         if self.active_only:
-            scores *= active.flatten()
-        targets = resolve_target(seen.logits, target)
-        shapes = tuple(a.shape[1:] for a in seen.post)
-        return Contributions(scores, shapes, seen.sites, targets).top(self.sparsity)
+            scores = [score * active for score, active in zip(scores, seen.active().masks, strict=True)]
+        return Contributions(tuple(scores), seen.sites, resolve_target(seen.logits, target)).top(self.sparsity)

@@ -147,8 +147,9 @@ def train_classifier(
     initialise(model, recipe.seed).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others}]
     optimiser = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others}],
+        groups,
         lr=recipe.peak_lr,
         momentum=recipe.momentum,
         nesterov=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +15,15 @@ from .architectures import ARCHITECTURES
 from .errors import PathwayError
 from .files import atomic_write
 
-_WEIGHTS = Path(str(files("pathwaylib") / "weights"))
+WEIGHTS = Path(__file__).parent / "weights"
+"""Where the weights that ship with the package are."""
 
 
-def model_card(name: str) -> dict[str, Any]:
+def model_card(name: str, *, folder: Path = WEIGHTS) -> dict[str, Any]:
     """Return what is known of a trained network: recipe, accuracy, SHA-256 of its weights, versions.
 
     Raises:
-        PathwayError: if there is no such network.
+        PathwayError: if there is no such network, in general or in ``folder``.
 
     Example:
         >>> model_card("planted-cnn")["data"]
@@ -31,15 +31,19 @@ def model_card(name: str) -> dict[str, Any]:
     """
     if name not in ARCHITECTURES:
         raise PathwayError(f"there is no model {name!r}; choose one of {', '.join(ARCHITECTURES)}")
-    return cast(dict[str, Any], json.loads((_WEIGHTS / f"{name}.json").read_text(encoding="utf-8")))
+    path = folder / f"{name}.json"
+    if not path.exists():
+        raise PathwayError(f"{path} does not exist: {name!r} is not trained there; see experiments/train_subjects.ipynb")
+    return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
 
 
-def load_model(name: str, *, device: torch.device | str = "cpu") -> nn.Module:
+def load_model(name: str, *, device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> nn.Module:
     """Load a trained network: verified, in eval mode, its parameters frozen.
 
     Args:
         name: ``"cifar10-vgg"``, ``"cifar10-resnet20"``, ``"cifar10-resnet8"`` or ``"planted-cnn"``.
         device: where to put it.
+        folder: where weights and card are; the package's own if left out.
 
     Returns:
         A network that takes float images ``(B, 3, 32, 32)`` in ``[0, 1]`` and returns logits.
@@ -52,20 +56,21 @@ def load_model(name: str, *, device: torch.device | str = "cpu") -> nn.Module:
         >>> net.training, any(p.requires_grad for p in net.parameters())
         (False, False)
     """
-    card = model_card(name)
-    stored = (_WEIGHTS / f"{name}.safetensors").read_bytes()
+    card = model_card(name, folder=folder)
+    stored = (folder / f"{name}.safetensors").read_bytes()
     digest = hashlib.sha256(stored).hexdigest()
     if digest != card["sha256"]:
         raise PathwayError(
             f"the weights of {name!r} have SHA-256 {digest}, the model card says {card['sha256']}; "
             "reinstall pathwaylib, or run experiments/train_subjects.ipynb to train it again"
         )
-    model = ARCHITECTURES[name]()
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, only to be replaced
+        model = ARCHITECTURES[name]()
     model.load_state_dict(load(stored))  # float16 on disk; copied into the float32 parameters
     return model.eval().requires_grad_(False).to(device)
 
 
-def store_model(name: str, model: nn.Module, card: dict[str, Any], folder: Path = _WEIGHTS) -> None:
+def store_model(name: str, model: nn.Module, card: dict[str, Any], folder: Path = WEIGHTS) -> None:
     """Write a trained network's weights in float16 and its model card, each atomically.
 
     Args:

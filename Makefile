@@ -1,0 +1,100 @@
+# Critical Pathways. Every target does its own set-up, in .venv; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAGE := _build/source
+SITE := _build/html/index.html
+CHAPTERS := $(sort $(wildcard book/*.ipynb))
+
+# The threads of PyTorch: every processor this process may use.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# A run needs no notices, and leaves no byte code in the reader's tree.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Jupyter's own platform folders, and no kernel of the user's that happens to be called python3 too.
+export JUPYTER_PLATFORM_DIRS := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help book html test execute experiments benchmark lint data browser clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# --- set-up: each stamp is made once, and again when what it was made from changes ---
+
+.venv/stamp-book: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test]'
+	touch $@
+
+.venv/stamp-dev: .venv/stamp-book
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test,dev]'
+	touch $@
+
+node_modules/stamp: package.json package-lock.json
+	npm ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+# Fetched here, with a progress bar, so that no notebook has to (it is checked, and cached for the user).
+data: .venv/stamp-book  ## fetch CIFAR-10 into the user's cache
+	$(BIN)/python -c 'import pathwaylib; [pathwaylib.cifar10(split) for split in ("train", "test")]'
+
+# The browser tests use a Chromium of the machine; they skip, with this reason, where there is none.
+browser: .venv/stamp-book  ## see to it that there is a Chromium (installs it where that needs no password)
+	@if $(BIN)/python tests/chromium.py; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo 'No Chromium found; installing the package chromium'; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null \
+			&& $(BIN)/python tests/chromium.py || echo 'That failed: the browser tests will be skipped'; \
+	else echo 'No Chromium found (set CHROMIUM=...): the browser tests will be skipped'; fi
+
+# --- the book: built from a copy, so the working tree stays as it is ---
+
+define stage
+	rm -rf $(STAGE) && mkdir -p $(STAGE)
+	cp -pR _config.yml _toc.yml book $(STAGE)/
+endef
+
+define build
+	cd $(STAGE) && $(CURDIR)/$(BIN)/jupyter-book build . --path-output $(CURDIR) -W --keep-going --all --quiet
+	@touch $(SITE)
+	@echo "Built $(CURDIR)/$(SITE) ($$(du -sh _build/html | cut -f1))"
+endef
+
+book: .venv/stamp-book node_modules/stamp data  ## execute every chapter and build the site
+	$(stage)
+	$(BIN)/python tools/notebooks.py execute $(CHAPTERS:%=$(STAGE)/%)
+	$(build)
+
+html: .venv/stamp-book node_modules/stamp  ## build the site from the stored outputs
+	$(stage)
+	$(build)
+
+execute: .venv/stamp-book data  ## maintainers: execute every chapter in place, to be committed
+	$(BIN)/python tools/notebooks.py execute $(CHAPTERS)
+
+# --- checks ---
+
+test: .venv/stamp-book data browser html  ## unit tests, doctests, every chapter under nbval, the site in a browser
+	$(BIN)/python -m pytest --nbval --nbval-kernel-name python3 --nbval-sanitize-with tests/nbval_sanitize.cfg \
+		tests pathwaylib $(CHAPTERS)
+
+lint: .venv/stamp-dev  ## ruff, mypy (strict), codespell, notebook hygiene
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python tools/notebooks.py check $(CHAPTERS)
+
+benchmark: .venv/stamp-book  ## time the core against its floor
+	$(BIN)/python benchmarks/core.py
+
+experiments: .venv/stamp-book data  ## rerun the full-size experiments (hours), which write experiments/results
+	cd experiments && for notebook in *.ipynb; do $(CURDIR)/$(BIN)/papermill "$$notebook" /dev/null; done
+
+clean:  ## remove what was built and installed here
+	rm -rf _build build dist .venv node_modules *.egg-info

@@ -1,0 +1,69 @@
+"""The ``claims`` directive: every ``pathwaylib.claim(...)`` of the book in one table.
+
+It reads the records that the claims left in the chapters' outputs, so the table cannot say anything that a chapter
+did not compute.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from pathwaylib.claims import CLAIM_METADATA
+
+HEADER = ("Claim", "Value", "95 % interval", "Condition", "Verdict", "Chapter")
+
+logger = logging.getLogger(__name__)
+
+
+def records(notebook: Path) -> Iterator[dict[str, Any]]:
+    """Yield the claims in a notebook's stored outputs, in order."""
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", ()):
+            record = output.get("metadata", {}).get(CLAIM_METADATA)
+            if record is not None:
+                yield record
+
+
+class Claims(SphinxDirective):
+    """Render the ledger."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table, and a line that counts its rows."""
+        rows: list[tuple[str, ...]] = []
+        chapter_of: dict[str, str] = {}
+        # The chapters' file names start with their numbers: sorted is the book's order.
+        for name in sorted(self.env.found_docs):
+            path = Path(self.env.doc2path(name))
+            if path.suffix != ".ipynb":
+                continue
+            self.env.note_dependency(str(path))
+            for record in records(path):
+                key = record["key"]
+                if key in chapter_of:
+                    logger.warning("claim %r is made in %s and again in %s", key, chapter_of[key], name)
+                chapter_of[key] = name
+                cells = (record[field] for field in ("statement", "value", "interval", "condition", "verdict"))
+                rows.append((*cells, f"[](/{name})"))
+        chapters = len(set(chapter_of.values()))
+        lines = [f"{len(rows)} claims from {chapters} chapters.", "", ":::{list-table}", ":header-rows: 1", ""]
+        for row in (HEADER, *rows):
+            bullets = ["* - ", *["  - "] * (len(row) - 1)]
+            lines += [bullet + (cell or "–") for bullet, cell in zip(bullets, row, strict=True)]
+        container = nodes.container(classes=["claims-ledger"])
+        self.state.nested_parse(StringList([*lines, ":::"], self.env.docname), self.content_offset, container)
+        return [container]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register with Sphinx."""
+    app.add_directive("claims", Claims)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,245 @@
+"""The exercises of every chapter: the stub fails, the solution passes, and a typical mistake is told by name."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pathwaylib
+from pathwaylib import Pathway, exercises, masked, observe, taylor
+from pathwaylib.exercises import Verdict
+
+CHAPTERS = sorted((Path(__file__).parents[1] / "book").glob("*.ipynb"))
+
+
+# --- The notebooks ---------------------------------------------------------------------------------------------------
+
+
+def tagged(chapter: Path, tag: str) -> list[str]:
+    cells = nbformat.read(chapter, as_version=4).cells
+    return [cell.source for cell in cells if tag in cell.metadata.get("tags", ())]
+
+
+def namespace(chapter: Path) -> dict[str, Any]:
+    """Run only the imports of a chapter: all that an exercise may need of it."""
+    code = [cell.source for cell in nbformat.read(chapter, as_version=4).cells if cell.cell_type == "code"]
+    statements = [statement for source in code for statement in ast.parse(source).body]
+    imports = [statement for statement in statements if isinstance(statement, (ast.Import, ast.ImportFrom))]
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(imports, []), chapter.name, "exec"), names)
+    return names
+
+
+def verdict_of(source: str, names: dict[str, Any]) -> Verdict:
+    """Run an exercise cell and return what its last line, the check, gives."""
+    body = ast.parse(source).body
+    check = body.pop()
+    assert isinstance(check, ast.Expr), "an exercise cell must end with its check"
+    exec(compile(ast.Module(body, []), "exercise", "exec"), names)
+    verdict = eval(compile(ast.Expression(check.value), "check", "eval"), names)
+    assert isinstance(verdict, Verdict)
+    return verdict
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_stubs_fail_and_solutions_pass(chapter: Path) -> None:
+    stubs, solutions = tagged(chapter, "exercise-stub"), tagged(chapter, "exercise-solution")
+    assert len(stubs) == len(solutions) >= 3
+    for stub, solution in zip(stubs, solutions, strict=True):
+        check = stub.strip().splitlines()[-1]
+        assert solution.strip().splitlines()[-1] == check, "a stub and its solution must end with the same check"
+        verdict = verdict_of(stub, namespace(chapter))
+        assert not verdict, f"the empty stub passes: {check}"
+        assert "nothing is returned" in verdict.message
+        assert verdict_of(solution, namespace(chapter)), f"the solution fails: {check}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_exercises_are_written_to_the_rules(chapter: Path) -> None:
+    prose = [cell.source for cell in nbformat.read(chapter, as_version=4).cells if cell.cell_type == "markdown"]
+    given = [text for text in prose if text.startswith("::::{exercise}")]
+    labels = [line.split()[1] for text in given for line in text.splitlines() if line.startswith(":label:")]
+    solved = [text.split()[1] for text in prose if text.startswith(":::{solution-start}")]
+    assert labels == solved
+    assert len(set(labels)) == len(given) == len(tagged(chapter, "exercise-stub"))
+    for text in given:
+        assert "minutes" in text
+        assert any(difficulty in text for difficulty in ("●○○ (easy)", "●●○ (medium)", "●●● (hard)"))
+
+
+# --- Wrong answers are told why --------------------------------------------------------------------------------------
+
+
+def active(model: nn.Module, x: Tensor) -> Pathway:
+    return observe(model, x).active()
+
+
+def count_dead(model: nn.Module, x: Tensor) -> Tensor:
+    return (~active(model, x)).sizes
+
+
+def masked_by_old_activations(model: nn.Sequential, x: Tensor, pathway: Pathway) -> Tensor:
+    """Mask each activation of the whole run, go on from the last one."""
+    for a, mask in zip(observe(model, x).post, pathway.masks, strict=True):
+        last = a * mask
+    at = max(index for index, layer in enumerate(model) if isinstance(layer, nn.ReLU))
+    return model[at + 1 :](last)
+
+
+def woken(model: nn.Module, x: Tensor, pathway: Pathway) -> tuple[Pathway, Pathway]:
+    before = active(model, x)
+    with masked(pathway):
+        return before, active(model, x)
+
+
+def flat_top(scores: tuple[Tensor, ...], k: int, size: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    flat = size(torch.cat([score.flatten(1) for score in scores], 1))
+    kept = torch.zeros_like(flat, dtype=torch.bool).scatter(1, flat.topk(min(k, flat.shape[1])).indices, True)
+    parts = kept.split([score[0].numel() for score in scores], 1)
+    return tuple(part.view(score.shape) for part, score in zip(parts, scores, strict=True))
+
+
+def per_site(scores: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+    return tuple(flat_top((score,), k, torch.abs)[0] for score in scores)
+
+
+def by_threshold(scores: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+    flat = torch.cat([score.flatten(1) for score in scores], 1).abs()
+    border = flat.topk(min(k, flat.shape[1])).values[:, -1]
+    return tuple((score.abs() >= border.view(-1, *[1] * (score.ndim - 1))) & (score != 0) for score in scores)
+
+
+def dead_in_masked_run(model: nn.Module, x: Tensor, pathway: Pathway) -> Tensor:
+    with masked(pathway):
+        dead = ~active(model, x)
+    return (pathway & dead).sizes / pathway.sizes.clamp(min=1)
+
+
+def blind_but_weak() -> tuple[nn.Module, Tensor]:
+    """A network that first-order scores describe exactly: h, then a linear readout of slope 2."""
+    model = nn.Sequential(nn.ReLU(), nn.Linear(1, 1)).eval()
+    with torch.no_grad():
+        model[1].weight.fill_(2.0)
+    return model, torch.ones(1, 1)
+
+
+def alive_pathway() -> tuple[nn.Module, Tensor, Pathway]:
+    model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2)).eval()
+    return model, torch.ones(1, 2), Pathway((torch.ones(1, 2, dtype=torch.bool),), ("relu_0",))
+
+
+MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
+    (exercises.check_count_dead, lambda model, x: active(model, x).sizes, "active neurons"),
+    (exercises.check_count_dead, lambda model, x: count_dead(model, x).sum(), "whole batch"),
+    (exercises.check_count_dead, lambda model, x: int(count_dead(model, x).sum()), "whole batch"),
+    (exercises.check_count_dead, lambda model, x: count_dead(model, x).float().mean(), "averaged over the batch"),
+    (exercises.check_count_dead, lambda model, x: (~active(model, x)).site_sizes, "per site"),
+    (exercises.check_count_dead, lambda model, x: active(model, x).sparsity, "share"),
+    (exercises.check_count_dead, lambda model, x: count_dead(model, x)[:, None], "shape"),
+    (exercises.check_count_dead, lambda model, x: count_dead(model, x) + 1, "values are wrong"),
+    (exercises.check_count_dead, lambda model, x: "many", "str"),
+    (exercises.check_count_dead, lambda model, x: model.nonsense, "AttributeError"),
+    (exercises.check_count_dead, lambda model: 1, "TypeError"),
+    (exercises.check_masked_run, lambda model, x, pathway: model(x), "change nothing"),
+    (exercises.check_masked_run, masked_by_old_activations, "only the last mask"),
+    (
+        exercises.check_woken,
+        lambda *given: (given[2] & ~active(*given[:2])).sizes,
+        "kept neurons that are dead in the whole network",
+    ),
+    (exercises.check_woken, lambda *given: (given[2] & ~woken(*given)[1]).sizes, "measured in the pathway network"),
+    (exercises.check_woken, lambda *given: (woken(*given)[0] & ~woken(*given)[0]).sizes, "a second time"),
+    (exercises.check_dead_pathway, lambda: 3, "three things"),
+    (exercises.check_dead_pathway, alive_pathway, "active on x"),
+    (
+        exercises.check_channel_contribution,
+        lambda model, x, site: taylor(model, x).scores[site].abs().sum((2, 3)),
+        "too early",
+    ),
+    (
+        exercises.check_channel_contribution,
+        lambda model, x, site: taylor(model, x).scores[site].sum((2, 3)),
+        "absolute value is missing",
+    ),
+    (
+        exercises.check_channel_contribution,
+        lambda model, x, site: taylor(model, x).scores[site].sum((2, 3)).abs().mean(0),
+        "averaged over the batch",
+    ),
+    (
+        exercises.check_channel_contribution,
+        lambda model, x, site: sum(taylor(model, x, t).scores[site] for t in range(4)).sum((2, 3)).abs(),
+        "sum of all logits",
+    ),
+    (exercises.check_top_k, lambda scores, k: flat_top(scores, k, lambda flat: flat), "signed"),
+    (exercises.check_top_k, per_site, "each site keeps its own k"),
+    (exercises.check_top_k, lambda scores, k: per_site(scores, k // 2), "equal part of k"),
+    (exercises.check_top_k, lambda scores, k: flat_top(scores, k, torch.abs), "score 0 are kept"),
+    (exercises.check_top_k, by_threshold, "many scores are equal"),
+    (exercises.check_top_k, lambda scores, k: scores[0] > 0, "one mask per site"),
+    (exercises.check_dead_share, dead_in_masked_run, "measured in the pathway network"),
+    (
+        exercises.check_dead_share,
+        lambda model, x, pathway: (pathway & ~active(model, x)).sizes / pathway.sizes,
+        "0 / 0",
+    ),
+    (
+        exercises.check_dead_share,
+        lambda model, x, pathway: (pathway & ~active(model, x)).sizes / pathway.neurons,
+        "all N neurons",
+    ),
+    (exercises.check_blind_spot, lambda: 3, "two things"),
+    (exercises.check_blind_spot, blind_but_weak, "scores 2.00"),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "why"), MISTAKES, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_wrong_answer_is_told_why(check: Callable[[Any], Verdict], answer: Callable[..., Any], why: str) -> None:
+    verdict = check(answer)
+    assert not verdict
+    assert why in verdict.message
+    assert repr(verdict).startswith("✗ ")
+
+
+CHECKS = [getattr(exercises, name) for name in dir(exercises) if name.startswith("check_")]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "answer", [None, ..., 3, lambda *_: None, lambda *_: [], lambda *_: 1 / 0, lambda *_: object()]
+)
+def test_no_answer_makes_a_check_raise(check: Callable[[Any], Verdict], answer: Any) -> None:
+    verdict = check(answer)
+    assert isinstance(verdict, Verdict)
+    assert not verdict
+    assert verdict.message
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_check_leaves_the_random_state_alone(check: Callable[[Any], Verdict]) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    check(lambda *_: 1.0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_checks_do_not_say_that_mistakes_are_right() -> None:
+    """An answer that is right everywhere but for one input is not accepted."""
+
+    def nearly(model: nn.Module, x: Tensor) -> Tensor:
+        right = count_dead(model, x)
+        right[-1] += 1
+        return right
+
+    assert not exercises.check_count_dead(nearly)
+    assert exercises.check_count_dead(count_dead)
+    assert "exercises" not in pathwaylib.__all__  # reached as pathwaylib.exercises

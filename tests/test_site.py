@@ -1,0 +1,164 @@
+"""The built site in a real browser: complete, quiet, and asking no other host for anything."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "_build" / "html"
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
+
+pytestmark = pytest.mark.browser
+
+
+def sources() -> list[Path]:
+    patterns = ("_*.yml", "book/**/*", "pathwaylib/*.py")
+    return [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def pages() -> list[Path]:
+    """Every page of the book, from a site that is not older than its sources."""
+    index = SITE / "index.html"
+    if not index.is_file() or any(path.stat().st_mtime > index.stat().st_mtime for path in sources()):
+        subprocess.run(["make", "html"], cwd=ROOT, check=True)
+    found = sorted((SITE / "book").glob("*.html"))
+    assert len(found) > 5
+    return found
+
+
+class Visit:
+    """One page in a fresh tab, with everything it asked for and complained about."""
+
+    def __init__(self, browser: Browser, viewport: dict[str, int] = DESKTOP, scheme: str = "light") -> None:
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
+        self.page: Page = context.new_page()
+        self.requested: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requested.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.complaints.append(f"not loaded: {request.url}"))
+        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
+
+    def open(self, path: Path) -> Page:
+        self.page.goto(path.as_uri(), wait_until="load")
+        self.page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
+        return self.page
+
+    def outside(self) -> list[str]:
+        return [url for url in self.requested if not url.startswith(("file:", "data:", "blob:"))]
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.page.context.close()
+
+
+def test_pages_ask_no_other_host_and_do_not_complain(browser: Browser, pages: list[Path]) -> None:
+    for path in pages:
+        with Visit(browser) as visit:
+            visit.open(path)
+            visit.page.wait_for_load_state("networkidle")
+            assert visit.outside() == [], path.name
+            assert visit.complaints == [], path.name
+            assert any(url.endswith(".css") or ".css?" in url for url in visit.requested)
+
+
+def test_formulas_are_drawn(browser: Browser, pages: list[Path]) -> None:
+    drawn = 0
+    for path in pages:
+        with Visit(browser) as visit:
+            page = visit.open(path)
+            formulas = page.locator(".math")
+            drawn += formulas.count()
+            assert page.locator(".math mjx-container > svg").count() >= formulas.count(), path.name
+            assert page.locator("mjx-merror, [data-mjx-error]").count() == 0, path.name
+    assert drawn > 20
+
+
+def test_bibliography_lists_every_reference(browser: Browser, pages: list[Path]) -> None:
+    entries = (ROOT / "book" / "references.bib").read_text().count("\n@") + 1
+    with Visit(browser) as visit:
+        page = visit.open(SITE / "book" / "bibliography.html")
+        assert page.locator("div.citation").count() == entries
+        assert "Khakzar" in page.inner_text("article")
+
+
+def test_ledger_lists_the_claims_of_the_chapters(browser: Browser, pages: list[Path]) -> None:
+    claims = sum(path.read_text().count('"pathwaylib_claim"') for path in (ROOT / "book").glob("*.ipynb"))
+    assert claims > 0
+    with Visit(browser) as visit:
+        page = visit.open(SITE / "book" / "claims.html")
+        assert page.locator(".claims-ledger tbody tr").count() == claims
+        assert page.locator(".claims-ledger tbody tr td:last-child a").count() == claims
+
+
+def test_search_finds_a_word(browser: Browser, pages: list[Path]) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            """Keep the test's output readable."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=SITE))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with Visit(browser) as visit:
+            visit.page.goto(f"http://127.0.0.1:{server.server_port}/search.html?q=sparsity")
+            visit.page.wait_for_selector("#search-results li a")
+            hrefs = visit.page.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
+            assert any("notation" in href for href in hrefs)
+            assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in visit.requested)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_pages_fit_the_window(browser: Browser, pages: list[Path], viewport: dict[str, int]) -> None:
+    for path in pages:
+        with Visit(browser, viewport) as visit:
+            page = visit.open(path)
+            width = page.evaluate("document.scrollingElement.scrollWidth")
+            assert width <= viewport["width"], f"{path.name} is {width} pixels wide"
+
+
+def test_figures_are_described_and_keep_their_colours_in_the_dark(browser: Browser, pages: list[Path]) -> None:
+    figures = 0
+    for path in pages:
+        with Visit(browser, scheme="dark") as visit:
+            page = visit.open(path)
+            assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+            for image in page.locator(".cell_output img").all():
+                figures += 1
+                assert (image.get_attribute("alt") or "").strip(), path.name
+                style = image.evaluate("i => [getComputedStyle(i).backgroundColor, getComputedStyle(i).filter]")
+                assert style == ["rgba(0, 0, 0, 0)", "none"], path.name
+    assert figures > 0
+
+
+def test_interactive_figures_move_by_keyboard(browser: Browser, pages: list[Path]) -> None:
+    moved = 0
+    picture = "figure => [...figure.querySelectorAll('canvas')].map(canvas => canvas.toDataURL()).join()"
+    for path in pages:
+        with Visit(browser) as visit:
+            page = visit.open(path)
+            for figure in page.locator(".pathwaylib-figure").all():
+                slider = figure.locator("input[type=range]").first
+                slider.focus()
+                page.keyboard.press("Home")
+                page.wait_for_timeout(200)
+                before = figure.evaluate(picture)
+                page.keyboard.press("End")
+                page.wait_for_timeout(200)
+                assert figure.evaluate(picture) != before, path.name
+                moved += 1
+            assert visit.outside() == [], path.name
+            assert visit.complaints == [], path.name
+    assert moved > 0

@@ -1,0 +1,213 @@
+"""Training: interrupted equals uninterrupted, and it learns."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pathwaylib import PathwayError, planted, training
+from pathwaylib.architectures import planted_cnn, resnet
+from pathwaylib.data import ImageSet
+from pathwaylib.training import Recipe, accuracy, augment, initialise, train_classifier
+
+RECIPE = Recipe(epochs=3, batch_size=16, peak_lr=0.05, crop_padding=2, seed=5)
+DATA = planted(40, seed=0)
+
+
+def network() -> nn.Module:
+    return planted_cnn(width=4)
+
+
+def train(
+    checkpoint: Path | None = None, recipe: Recipe = RECIPE, model: nn.Module | None = None
+) -> tuple[nn.Module, list]:
+    model = model or network()
+    return model, train_classifier(model, DATA, recipe, checkpoint=checkpoint, progress=False, bfloat16=False)
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_training_is_determined_by_its_recipe() -> None:
+    first, second = network(), initialise(network(), 99)  # it starts anew whatever the weights were
+    before = torch.get_rng_state()
+    _, log = train(model=first)
+    _, again = train(model=second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert equal(first, second)
+    assert log == again
+    other, _ = train(recipe=replace(RECIPE, seed=6))
+    assert not equal(first, other)
+    assert not first.training
+    assert all(p.grad is None and p.requires_grad for p in first.parameters())
+
+
+@pytest.mark.parametrize("epochs_before", [1, 2])
+@pytest.mark.parametrize("with_norms", [False, True])
+def test_resumed_is_uninterrupted_bit_for_bit(
+    epochs_before: int, with_norms: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fresh() -> nn.Module:
+        return resnet(8, width=4, classes=4) if with_norms else network()
+
+    whole, log = train(tmp_path / "whole.pt", model=fresh())
+    path = tmp_path / "interrupted.pt"
+    store, stored = training._store, []
+
+    def store_and_die(*arguments: object) -> None:
+        store(*arguments)
+        stored.append(arguments)
+        if len(stored) == epochs_before:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_store", store_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(path, model=fresh())
+    resumed, resumed_log = train(path, model=fresh())
+    assert equal(whole, resumed)
+    assert resumed_log == log
+    assert [row["epoch"] for row in log] == [1, 2, 3]
+    assert path.with_suffix(".csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
+def test_killed_in_the_middle_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = train()
+    path, cut = tmp_path / "run.pt", training.augment
+    batches = 0
+
+    def dies_in_the_second_epoch(*arguments: object) -> Tensor:
+        nonlocal batches
+        batches += 1
+        if batches == 4:
+            raise RuntimeError("the power went out")
+        return cut(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "augment", dies_in_the_second_epoch)
+        with pytest.raises(RuntimeError, match=r"power"):
+            train(path)
+    resumed, log = train(path)
+    assert equal(whole, resumed)
+    assert len(log) == 3
+
+
+def test_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    whole, log = train(tmp_path / "run.pt")
+    modified = (tmp_path / "run.pt").stat().st_mtime_ns
+    again, same_log = train(tmp_path / "run.pt")
+    assert equal(whole, again)
+    assert log == same_log
+    assert (tmp_path / "run.pt").stat().st_mtime_ns == modified
+
+
+def test_log_on_disk(tmp_path: Path) -> None:
+    _, log = train(tmp_path / "run.pt")
+    with (tmp_path / "run.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    for row, logged in zip(rows, log, strict=True):
+        assert float(row["loss"]) == pytest.approx(logged["loss"], abs=1e-4)
+        assert float(row["accuracy"]) == pytest.approx(logged["accuracy"], abs=1e-4)
+        assert 0 <= logged["accuracy"] <= 1
+    assert {path.name for path in tmp_path.iterdir()} == {"run.pt", "run.csv"}
+
+
+@pytest.mark.parametrize("change", [{"epochs": 4}, {"seed": 0}, {"peak_lr": 0.1}, {"batch_size": 8}])
+def test_checkpoint_of_another_recipe_is_refused(change: dict[str, float], tmp_path: Path) -> None:
+    train(tmp_path / "run.pt")
+    content = (tmp_path / "run.pt").read_bytes()
+    with pytest.raises(PathwayError, match=r"run\.pt holds a run of another recipe"):
+        train(tmp_path / "run.pt", replace(RECIPE, **change))
+    assert (tmp_path / "run.pt").read_bytes() == content
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(PathwayError, match=r"40 images are fewer than a batch of 41"):
+        train(recipe=replace(RECIPE, batch_size=41))
+
+
+def test_it_learns() -> None:
+    # Two colours, which a network must tell apart within seconds.
+    labels = torch.arange(128) % 2
+    images = (labels.view(-1, 1, 1, 1) * 120 + 40).expand(-1, 3, 12, 12).to(torch.uint8)
+    data = ImageSet(images.contiguous(), labels, ("dark", "bright"))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+    log = train_classifier(
+        model, data, Recipe(epochs=12, batch_size=16, peak_lr=0.1, crop_padding=0), progress=False, bfloat16=False
+    )
+    assert accuracy(model, data) == 1
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_accuracy_counts() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.answer = nn.Parameter(torch.tensor([0.0, 3.0, 1.0, 2.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.answer.expand(len(x), -1)
+
+    for batch_size in (1, 7, 500):
+        assert accuracy(Constant(), DATA, batch_size=batch_size) == pytest.approx(
+            float((DATA.labels == 1).float().mean())
+        )
+
+
+# --- augmentation ---
+
+
+def test_augmentation_shifts_and_mirrors_and_nothing_else() -> None:
+    padding = 2
+    images = torch.arange(2 * 3 * 6 * 6).view(2, 3, 6, 6).float().repeat(100, 1, 1, 1)
+    kept = images.clone()
+    found = augment(images, padding, torch.Generator().manual_seed(0))
+    assert torch.equal(images, kept)
+    padded = torch.nn.functional.pad(images[:2], [padding] * 4, mode="reflect")
+    seen = set()
+    for index, image in enumerate(found):
+        options = {}
+        for mirrored in (False, True):
+            source = padded[index % 2].flip(2) if mirrored else padded[index % 2]
+            for dy in range(2 * padding + 1):
+                for dx in range(2 * padding + 1):
+                    options[mirrored, dy, dx] = source[:, dy : dy + 6, dx : dx + 6]
+        matches = [key for key, option in options.items() if torch.equal(option, image)]
+        assert matches  # all channels moved together, every pixel from where it should be
+        seen.update(matches)
+    assert {mirrored for mirrored, _, _ in seen} == {False, True}
+    assert {dy for _, dy, _ in seen} == {dx for _, _, dx in seen} == set(range(5))
+
+
+def test_augmentation_keeps_the_set_of_values_and_draws_from_its_generator() -> None:
+    images = torch.rand(8, 3, 6, 6)
+    before = torch.get_rng_state()
+    first = augment(images, 2, torch.Generator().manual_seed(1))
+    second = augment(images, 2, torch.Generator().manual_seed(1))
+    third = augment(images, 2, torch.Generator().manual_seed(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    for image, changed in zip(images, first, strict=True):
+        assert set(changed.flatten().tolist()) <= set(image.flatten().tolist())
+
+
+def test_initial_weights_come_from_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    a = initialise(network(), 3)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    b = network()
+    state = torch.get_rng_state()
+    initialise(b, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(before, state)
+    assert equal(a, b)
+    assert not equal(a, initialise(network(), 4))
