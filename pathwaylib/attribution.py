@@ -42,9 +42,7 @@ class PathwayGradient(GradientAttribution):
         self.selector: Selector = NeuronMCT() if selector is None else selector
 
     @log_usage(part_of_slo=True)
-    def attribute(  # type: ignore[override]
-        self, inputs: Tensor | tuple[Tensor], target: Target = None
-    ) -> Tensor | tuple[Tensor]:
+    def attribute(self, inputs: Tensor | tuple[Tensor], target: Target = None) -> Tensor | tuple[Tensor]:
         """Return the pathway gradient of each input.
 
         Args:

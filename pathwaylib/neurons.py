@@ -241,32 +241,42 @@ def record(
     where PyTorch's version counters show that it changed one, the run is repeated with clones.
     """
     for private in (False, True):
-        sites: list[Site] = []
-        pre: list[Tensor] = []
-        post: list[Tensor] = []
-        versions: list[tuple[Tensor, int]] = []
-
-        def visit(site: Site, z: Tensor) -> Tensor:
-            clone = private or z.is_inference()  # noqa: B023 - called within this iteration; inference has no counters
-            if keep_pre:
-                z = z.clone() if clone or site.in_place else z
-                pre.append(z)  # noqa: B023
-            if site.in_place and site.kind == "relu" and not (keep_pre or clone):
-                a = torch.relu_(z)
-            elif site.in_place and not keep_pre:
-                a = site.function(z.clone())
-            else:
-                a = site.function(z)
-            sites.append(site)  # noqa: B023
-            post.append(a)  # noqa: B023
-            if not clone:
-                versions.extend((tensor, tensor._version) for tensor in ((z, a) if keep_pre else (a,)))  # noqa: B023
-            return a.clone() if clone else a
-
-        logits = run(model, x, visit)
-        if all(tensor._version == version for tensor, version in versions):
+        recorder = _Recorder(keep_pre, private)
+        logits = run(model, x, recorder)
+        if recorder.untouched():
             break
-    return tuple(sites), tuple(pre), tuple(post), logits
+    return tuple(recorder.sites), tuple(recorder.pre), tuple(recorder.post), logits
+
+
+class _Recorder:
+    """The visitor that keeps what it sees; ``private`` keeps clones that the network cannot reach."""
+
+    def __init__(self, keep_pre: bool, private: bool) -> None:
+        self.keep_pre = keep_pre
+        self.private = private
+        self.sites: list[Site] = []
+        self.pre: list[Tensor] = []
+        self.post: list[Tensor] = []
+        self.versions: list[tuple[Tensor, int]] = []
+
+    def __call__(self, site: Site, z: Tensor) -> Tensor:
+        private = self.private or z.is_inference()  # tensors of inference mode have no version counter
+        overwrite = site.in_place and site.kind == "relu" and not (self.keep_pre or private)
+        if site.in_place and not overwrite or private and self.keep_pre:
+            z = z.clone()
+        a = torch.relu_(z) if overwrite else site.function(z)
+        self.sites.append(site)
+        self.post.append(a)
+        if self.keep_pre:
+            self.pre.append(z)
+        if private:
+            return a.clone()
+        self.versions += [(tensor, tensor._version) for tensor in ((z, a) if self.keep_pre else (a,))]
+        return a
+
+    def untouched(self) -> bool:
+        """Tell whether nothing recorded was changed since."""
+        return all(tensor._version == version for tensor, version in self.versions)
 
 
 @contextmanager
@@ -318,12 +328,17 @@ def apply_mask(pathway: Pathway) -> Visitor:
             )
         if mask.device != z.device:
             raise PathwayError(f"the pathway is on {mask.device}, the run on {z.device}; use pathway.to({str(z.device)!r})")
-        # Every kind of site maps 0 to 0, so masking before the activation equals masking after it, and saves a copy.
-        # (Bytes convert to floating point several times faster than bools.)
-        bits = mask.view(torch.uint8).to(z.dtype)
-        if site.in_place and site.kind == "relu":
-            return torch.relu_(z.mul_(bits))
-        return site.function(z * bits)
+        # Bytes convert to floating point several times faster than bools.
+        if site.kind != "relu":
+            # These map 0 to 0, so masking before the activation equals masking after it.
+            return site.function(z * mask.view(torch.uint8).to(z.dtype))
+        if torch._C._len_torch_function_stack():
+            # Inside another block the activation has to be called, so that the outer one sees it too.
+            return site.function(z) * mask.view(torch.uint8).to(z.dtype)
+        # ReLU and mask as one factor. The backward pass of torch.relu needs its result, which `h = relu(x); h += x`
+        # overwrites; that of a product with bits needs only the bits.
+        bits = (z.detach() > 0).logical_and_(mask).view(torch.uint8).to(z.dtype)
+        return z.mul_(bits) if site.in_place else z * bits
 
     return multiply
 

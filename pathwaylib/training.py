@@ -35,6 +35,7 @@ class Recipe:
         weight_decay: L2 penalty.
         label_smoothing: probability mass given to the other classes.
         crop_padding: pixels of reflection padding before a random crop; 0 turns off crops and mirroring.
+        cutout: side in pixels of a grey square laid over each image at a random place; 0 turns it off.
         seed: seeds the initial weights, the order of the images and the augmentation.
 
     Example:
@@ -50,6 +51,7 @@ class Recipe:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     crop_padding: int = 4
+    cutout: int = 0
     seed: int = 0
 
 
@@ -70,16 +72,19 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def augment(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Mirror half of the images and shift each by up to ``padding`` pixels over its reflected border.
+def augment(images: Tensor, padding: int, generator: torch.Generator, *, cutout: int = 0) -> Tensor:
+    """Mirror half of the images, shift each by up to ``padding`` pixels over its reflected border, cover a square.
 
     Args:
         images: ``(B, C, H, W)``.
         padding: largest shift in pixels.
-        generator: draws mirrorings and shifts.
+        generator: draws mirrorings, shifts and squares.
+        cutout: side of the grey square in pixels; 0 covers nothing.
 
     Returns:
         A new tensor of the same shape.
+
+    Source: DeVries and Taylor, *Improved Regularization of Convolutional Neural Networks with Cutout* (2017).
 
     Example:
         >>> augment(torch.rand(2, 3, 8, 8), 2, torch.Generator().manual_seed(0)).shape
@@ -90,7 +95,16 @@ def augment(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
     windows = F.pad(images, (padding,) * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
     top, left = torch.randint(2 * padding + 1, (2, count), generator=generator)
-    return windows[torch.arange(count), :, top, left]
+    images = windows[torch.arange(count), :, top, left]
+    if cutout:
+        # The square may reach over the border, so that every pixel is covered equally often.
+        top = torch.randint(1 - cutout, height, (count, 1), generator=generator)
+        left = torch.randint(1 - cutout, width, (count, 1), generator=generator)
+        rows, columns = torch.arange(height), torch.arange(width)
+        in_rows = (rows >= top) & (rows < top + cutout)
+        in_columns = (columns >= left) & (columns < left + cutout)
+        images = images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.5)
+    return images
 
 
 def _batches(data: ImageSet, recipe: Recipe, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,7 +112,9 @@ def _batches(data: ImageSet, recipe: Recipe, generator: torch.Generator) -> Iter
     order = torch.randperm(len(data), generator=generator)
     for indices in order[: len(data) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size):
         images, labels = data[indices]
-        yield (augment(images, recipe.crop_padding, generator) if recipe.crop_padding else images), labels
+        if recipe.crop_padding:
+            images = augment(images, recipe.crop_padding, generator, cutout=recipe.cutout)
+        yield images, labels
 
 
 def train_classifier(
@@ -106,13 +122,14 @@ def train_classifier(
     data: ImageSet,
     recipe: Recipe,
     *,
+    fresh: bool = True,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     bfloat16: bool = True,
     compile: bool = False,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train ``model`` in place from fresh weights and return one log row per epoch.
+    """Train ``model`` in place and return one log row per epoch.
 
     With a ``checkpoint`` path the state is stored atomically after every epoch, and a run that finds a checkpoint
     continues from it with the numbers an uninterrupted run would have drawn. The log is kept beside it as CSV.
@@ -121,6 +138,7 @@ def train_classifier(
         model: takes ``(B, C, H, W)`` in ``[0, 1]``, gives logits ``(B, K)``. Left in eval mode.
         data: training images.
         recipe: see :class:`Recipe`.
+        fresh: draw new weights first; False goes on from those the model has (a warm restart).
         checkpoint: where to keep the state between epochs.
         device: where to train.
         bfloat16: run forward passes under bfloat16 autocast.
@@ -144,7 +162,9 @@ def train_classifier(
     if not steps_per_epoch:
         raise PathwayError(f"{len(data)} images are fewer than a batch of {recipe.batch_size}; lower batch_size")
     device = torch.device(device)
-    initialise(model, recipe.seed).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if fresh:
+        initialise(model, recipe.seed)
+    model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others}]
