@@ -38,7 +38,7 @@ def one_at_a_time(model: nn.Module, x: Tensor, target: Tensor, sparsity: float) 
     maps = []
     for image, label in zip(x.split(1), target.tolist(), strict=True):
         kept: list[Tensor] = []
-        hooks = [layer.register_forward_hook(lambda _, __, out: kept.append(out)) for layer in layers]
+        hooks = [layer.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out)) for layer in layers]
         inputs = image.detach().requires_grad_()
         logit = model(inputs)[0, label]
         gradients = torch.autograd.grad(logit, kept)

@@ -37,6 +37,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the normalised images, shaped as given."""
         return (images - self.mean) / self.std
 
 

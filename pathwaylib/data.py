@@ -1,8 +1,8 @@
 """Image sets: CIFAR-10 from whichever source answers, and images with planted truth.
 
 Every set is an :class:`ImageSet`: 8-bit images in memory, handed out as float images in ``[0, 1]``.
-Downloads are cached under :func:`pathwaylib.cache_dir`, verified by the SHA-256 of the *decoded* arrays (so that it does
-not matter which source served them), and written atomically: a file is there whole or not at all.
+Downloads are cached under :func:`pathwaylib.cache_dir`, verified by the SHA-256 of the *decoded* arrays (so that it
+does not matter which source served them), and written atomically: a file is there whole or not at all.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ class _Recorder:
     def __call__(self, site: Site, z: Tensor) -> Tensor:
         private = self.private or z.is_inference()  # tensors of inference mode have no version counter
         overwrite = site.in_place and site.kind == "relu" and not (self.keep_pre or private)
-        if site.in_place and not overwrite or private and self.keep_pre:
+        if (site.in_place and not overwrite) or (private and self.keep_pre):
             z = z.clone()
         a = torch.relu_(z) if overwrite else site.function(z)
         self.sites.append(site)
@@ -327,7 +327,9 @@ def apply_mask(pathway: Pathway) -> Visitor:
                 f"{name!r} of shape {tuple(mask.shape)} there; make the pathway with this network, for this batch"
             )
         if mask.device != z.device:
-            raise PathwayError(f"the pathway is on {mask.device}, the run on {z.device}; use pathway.to({str(z.device)!r})")
+            raise PathwayError(
+                f"the pathway is on {mask.device}, the run on {z.device}; use pathway.to({str(z.device)!r})"
+            )
         # Bytes convert to floating point several times faster than bools.
         if site.kind != "relu":
             # These map 0 to 0, so masking before the activation equals masking after it.
@@ -346,14 +348,18 @@ def apply_mask(pathway: Pathway) -> Visitor:
 def check_model(model: nn.Module, x: Tensor) -> None:
     """Raise :class:`PathwayError` where ``model`` and ``x`` cannot be explained, saying what to do."""
     if not isinstance(x, Tensor):
-        raise PathwayError(f"the images are a {type(x).__name__}; give a tensor of shape (batch, channels, height, width)")
+        raise PathwayError(
+            f"the images are a {type(x).__name__}; give a tensor of shape (batch, channels, height, width)"
+        )
     if not x.is_floating_point():
         raise PathwayError(f"the images are {x.dtype}; give floating-point images, for example images.float() / 255")
     if x.ndim < 2 or not len(x):
         raise PathwayError(f"the images have shape {tuple(x.shape)}; give a batch of at least one: (batch, ...)")
     for name, module in model.named_modules():
         if isinstance(module, nn.DataParallel):
-            raise PathwayError("the network is wrapped in DataParallel, whose threads escape observation; pass model.module")
+            raise PathwayError(
+                "the network is wrapped in DataParallel, whose threads escape observation; pass model.module"
+            )
         if module.training:
             where = f"its part {name!r} is" if name else "it is"
             raise PathwayError(
@@ -405,7 +411,9 @@ def resolve_target(logits: Tensor, target: Target = None) -> Tensor:
     if chosen.ndim == 0:
         chosen = chosen.expand(count)
     if chosen.shape != (count,):
-        raise PathwayError(f"targets of shape {tuple(chosen.shape)} for {count} inputs; give one class or one per input")
+        raise PathwayError(
+            f"targets of shape {tuple(chosen.shape)} for {count} inputs; give one class or one per input"
+        )
     if bool(((chosen < 0) | (chosen >= classes)).any()):
         raise PathwayError(f"target {chosen.tolist()} is out of range; the network has classes 0 to {classes - 1}")
     return chosen.long()

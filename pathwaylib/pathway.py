@@ -50,7 +50,9 @@ class Pathway:
         object.__setattr__(self, "masks", tuple(self.masks))
         object.__setattr__(self, "sites", tuple(self.sites))
         if not self.masks or len(self.masks) != len(self.sites):
-            raise PathwayError(f"{len(self.masks)} masks for {len(self.sites)} sites; give one mask per site, at least one")
+            raise PathwayError(
+                f"{len(self.masks)} masks for {len(self.sites)} sites; give one mask per site, at least one"
+            )
         for mask, site in zip(self.masks, self.sites, strict=True):
             if mask.dtype != torch.bool or mask.ndim < 2:
                 raise PathwayError(
@@ -59,7 +61,9 @@ class Pathway:
         if len({len(mask) for mask in self.masks}) > 1:
             raise PathwayError(f"the masks have different batch sizes: {[len(mask) for mask in self.masks]}")
         if self.targets is not None and self.targets.shape != (len(self),):
-            raise PathwayError(f"targets of shape {tuple(self.targets.shape)} for {len(self)} inputs; give one per input")
+            raise PathwayError(
+                f"targets of shape {tuple(self.targets.shape)} for {len(self)} inputs; give one per input"
+            )
 
     def __len__(self) -> int:
         """Return the number of inputs B."""
@@ -142,7 +146,9 @@ class Pathway:
     def _combine(self, other: Pathway, operation: Callable[[Tensor, Tensor], Tensor]) -> Pathway:
         if not isinstance(other, Pathway):
             raise TypeError(f"a pathway cannot be combined with a {type(other).__name__}")
-        if self.sites != other.sites or any(a.shape[1:] != b.shape[1:] for a, b in zip(self.masks, other.masks, strict=True)):
+        if self.sites != other.sites or any(
+            a.shape[1:] != b.shape[1:] for a, b in zip(self.masks, other.masks, strict=True)
+        ):
             raise PathwayError(
                 f"the pathways are of different networks: sites {_outline(self)} against {_outline(other)}"
             )
@@ -195,7 +201,7 @@ class Pathway:
                         raise ValueError(f"{len(packed)} bytes for a mask of shape {shape}")
                     bits = np.unpackbits(packed, count=count)
                     masks.append(torch.from_numpy(bits.astype(bool)).view(shape))
-                targets = stored.get_tensor("targets") if "targets" in stored.keys() else None
+                targets = stored.get_tensor("targets") if "targets" in stored.keys() else None  # noqa: SIM118
             return cls(tuple(masks), tuple(sites), targets)
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PathwayError(f"{path} is damaged or not a pathway file ({error}); write it again") from error

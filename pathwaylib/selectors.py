@@ -23,7 +23,7 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class NeuronMCT:
-    """Keep the neurons of largest marginal contribution |a ∂Φ_t/∂a| over all sites together.
+    """Keep the neurons of largest marginal contribution ``|a ∂Φ_t/∂a|`` over all sites together.
 
     One forward and one backward pass. Neurons that are dead on the image score 0 and are never kept.
 

@@ -126,7 +126,7 @@ def train_classifier(
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     bfloat16: bool = True,
-    compile: bool = False,
+    compiled: bool = False,
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place and return one log row per epoch.
@@ -142,7 +142,7 @@ def train_classifier(
         checkpoint: where to keep the state between epochs.
         device: where to train.
         bfloat16: run forward passes under bfloat16 autocast.
-        compile: compile the network (worth it from about ten epochs).
+        compiled: compile the network (worth it from about ten epochs).
         progress: show a progress bar over epochs.
 
     Returns:
@@ -184,9 +184,10 @@ def train_classifier(
     stateful: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}
     if checkpoint is not None and checkpoint.exists():
         log = _resume(checkpoint, recipe, stateful, generator, device)
-    forward = cast(nn.Module, torch.compile(model)) if compile else model
+    forward = cast(nn.Module, torch.compile(model)) if compiled else model
     precision = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
-    bar = tqdm(range(len(log), recipe.epochs), initial=len(log), total=recipe.epochs, unit="epoch", disable=not progress)
+    epochs = range(len(log), recipe.epochs)
+    bar = tqdm(epochs, initial=len(log), total=recipe.epochs, unit="epoch", disable=not progress)
     for epoch in bar:
         losses, correct = [], 0
         for images, labels in _batches(data, recipe, generator):
@@ -229,7 +230,7 @@ def _resume(
 ) -> list[dict[str, float]]:
     state = torch.load(path, map_location=device, weights_only=True)
     if state["recipe"] != asdict(recipe):
-        raise PathwayError(f"{path} holds a run of another recipe ({state['recipe']}); remove it or choose another path")
+        raise PathwayError(f"{path} holds a run of another recipe ({state['recipe']}); remove it or choose another")
     for name, part in stateful.items():
         part.load_state_dict(state[name])
     generator.set_state(state["generator"].cpu())

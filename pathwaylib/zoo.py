@@ -33,7 +33,7 @@ def model_card(name: str, *, folder: Path = WEIGHTS) -> dict[str, Any]:
         raise PathwayError(f"there is no model {name!r}; choose one of {', '.join(ARCHITECTURES)}")
     path = folder / f"{name}.json"
     if not path.exists():
-        raise PathwayError(f"{path} does not exist: {name!r} is not trained there; see experiments/train_subjects.ipynb")
+        raise PathwayError(f"{path} does not exist: {name!r} is not trained; see experiments/train_subjects.ipynb")
     return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
 
 

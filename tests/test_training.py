@@ -60,8 +60,8 @@ def test_resumed_is_uninterrupted_bit_for_bit(
     path = tmp_path / "interrupted.pt"
     store, stored = training._store, []
 
-    def store_and_die(*arguments: object) -> None:
-        store(*arguments)
+    def store_and_die(*arguments: object, **options: object) -> None:
+        store(*arguments, **options)
         stored.append(arguments)
         if len(stored) == epochs_before:
             raise KeyboardInterrupt
@@ -82,12 +82,12 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path: Path, monkeypatch: pytest.Mo
     path, cut = tmp_path / "run.pt", training.augment
     batches = 0
 
-    def dies_in_the_second_epoch(*arguments: object) -> Tensor:
+    def dies_in_the_second_epoch(*arguments: object, **options: object) -> Tensor:
         nonlocal batches
         batches += 1
         if batches == 4:
             raise RuntimeError("the power went out")
-        return cut(*arguments)
+        return cut(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "augment", dies_in_the_second_epoch)
@@ -126,6 +126,15 @@ def test_checkpoint_of_another_recipe_is_refused(change: dict[str, float], tmp_p
     with pytest.raises(PathwayError, match=r"run\.pt holds a run of another recipe"):
         train(tmp_path / "run.pt", replace(RECIPE, **change))
     assert (tmp_path / "run.pt").read_bytes() == content
+
+
+def test_warm_restart_goes_on_from_the_weights_given() -> None:
+    still = replace(RECIPE, peak_lr=0.0, epochs=1)
+    model, before = initialise(network(), 77), initialise(network(), 77)
+    train_classifier(model, DATA, still, fresh=False, progress=False, bfloat16=False)
+    assert equal(model, before)
+    train_classifier(model, DATA, still, progress=False, bfloat16=False)
+    assert equal(model, initialise(network(), RECIPE.seed))
 
 
 def test_too_few_images() -> None:
@@ -186,6 +195,23 @@ def test_augmentation_shifts_and_mirrors_and_nothing_else() -> None:
     assert {dy for _, dy, _ in seen} == {dx for _, _, dx in seen} == set(range(5))
 
 
+def test_cutout_covers_a_square_and_every_pixel_equally_often() -> None:
+    side, size, count = 3, 8, 20_000
+    images = torch.full((count, 3, size, size), 0.25)
+    covered = augment(images, 1, torch.Generator().manual_seed(0), cutout=side) != 0.25
+    assert (covered == covered[:, :1]).all()  # in all channels
+    covered = covered[:, 0]
+    rows, columns = covered.any(2), covered.any(1)
+    assert torch.equal(covered, rows[:, :, None] & columns[:, None, :])
+    assert (rows.sum(1) <= side).all()
+    assert (covered.sum((1, 2)) == side**2).any()
+    share = (side / (size + side - 1)) ** 2
+    error = (share * (1 - share) / count) ** 0.5
+    assert float((covered.float().mean(0) - share).abs().max()) < 5 * error
+    grey = augment(images, 1, torch.Generator().manual_seed(0), cutout=side)
+    assert set(grey.unique().tolist()) == {0.25, 0.5}
+
+
 def test_augmentation_keeps_the_set_of_values_and_draws_from_its_generator() -> None:
     images = torch.rand(8, 3, 6, 6)
     before = torch.get_rng_state()
@@ -211,3 +237,25 @@ def test_initial_weights_come_from_the_seed_alone() -> None:
     assert not torch.equal(before, state)
     assert equal(a, b)
     assert not equal(a, initialise(network(), 4))
+
+
+def test_cutout_covers_one_square_and_no_more_than_it() -> None:
+    """On black images nothing but the grey square shows; inside the border it has its whole size."""
+    covered = training.augment(torch.zeros(200, 3, 16, 16), 2, torch.Generator().manual_seed(0), cutout=5) == 0.5
+    assert (covered.all(1) == covered.any(1)).all()  # all channels alike
+    sizes = covered[:, 0].flatten(1).sum(1)
+    assert sizes.max() == 25
+    assert sizes.min() >= 1
+    rows, columns = covered[:, 0].any(2).sum(1), covered[:, 0].any(1).sum(1)
+    assert (rows * columns == sizes).all()  # a rectangle
+
+
+def test_warm_restart_goes_on_from_the_weights_it_finds() -> None:
+    """Without ``fresh`` a first step of learning rate 0 leaves the weights; with it they are drawn anew."""
+    recipe = training.Recipe(epochs=1, batch_size=32, peak_lr=0.0, crop_padding=0)
+    for fresh in (False, True):
+        model = planted_cnn()
+        before = [parameter.clone() for parameter in model.parameters()]
+        training.train_classifier(model, planted(64), recipe, fresh=fresh, bfloat16=False, progress=False)
+        same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert same is not fresh

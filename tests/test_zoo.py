@@ -67,25 +67,24 @@ def test_accuracy_is_that_of_the_card(name: str) -> None:
 def test_card_names_what_it_takes_to_train_again(name: str) -> None:
     card = model_card(name)
     assert not card.get("provisional")
-    assert {"data", "recipe", "test_accuracy", "sha256", "dtype"} <= card.keys()
-    weights = Path(zoo.__file__).parent / "weights" / f"{name}.safetensors"
+    assert {"data", "recipes", "command", "test_accuracy", "log", "versions", "sha256", "dtype"} <= card.keys()
+    weights = zoo.WEIGHTS / f"{name}.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == card["sha256"]
     assert weights.stat().st_size < 5_000_000
 
 
 @pytest.fixture
-def weights_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def weights_copy(tmp_path: Path) -> Path:
     folder = tmp_path / "weights"
     folder.mkdir()
     for suffix in ("json", "safetensors"):
-        shutil.copy(Path(zoo.__file__).parent / "weights" / f"planted-cnn.{suffix}", folder)
-    monkeypatch.setattr(zoo, "_WEIGHTS", folder)
+        shutil.copy(zoo.WEIGHTS / f"planted-cnn.{suffix}", folder)
     return folder
 
 
 @pytest.mark.parametrize("damage", ["one bit", "truncated", "longer", "empty"])
 def test_tampered_weights_are_refused(weights_copy: Path, damage: str) -> None:
-    load_model("planted-cnn")
+    load_model("planted-cnn", folder=weights_copy)
     path = weights_copy / "planted-cnn.safetensors"
     content = bytearray(path.read_bytes())
     if damage == "one bit":
@@ -96,7 +95,7 @@ def test_tampered_weights_are_refused(weights_copy: Path, damage: str) -> None:
         content = content[: len(content) // 2 if damage == "truncated" else 0]
     path.write_bytes(content)
     with pytest.raises(PathwayError, match=r"SHA-256.*reinstall pathwaylib"):
-        load_model("planted-cnn")
+        load_model("planted-cnn", folder=weights_copy)
 
 
 def test_unknown_name() -> None:
@@ -105,13 +104,20 @@ def test_unknown_name() -> None:
             call("resnet50")
 
 
+def test_network_that_is_not_there(tmp_path: Path) -> None:
+    for call in (load_model, model_card):
+        with pytest.raises(PathwayError, match=r"planted-cnn\.json does not exist.*train_subjects"):
+            call("planted-cnn", folder=tmp_path)
+
+
 def test_stored_network_comes_back(weights_copy: Path) -> None:
     model = ARCHITECTURES["planted-cnn"]()
     zoo.store_model("planted-cnn", model, {"data": "none", "seed": 0}, weights_copy)
-    loaded = load_model("planted-cnn")
+    loaded = load_model("planted-cnn", folder=weights_copy)
     for (name, value), stored in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.equal(stored, value.half().float()), name
-    assert model_card("planted-cnn")["seed"] == 0
+    assert model_card("planted-cnn", folder=weights_copy)["seed"] == 0
+    assert model_card("planted-cnn") != model_card("planted-cnn", folder=weights_copy)
     assert model.training  # and the network stored is left as it was
 
 

@@ -27,7 +27,7 @@ def dead_share(pathway: Pathway, activations: Activations | Pathway) -> Tensor:
     Raises:
         PathwayError: if the two are of different networks or numbers of inputs.
 
-    Equation: |{j ∈ P : a_j(x) = 0}| / |P|.
+    Equation: ``|{j ∈ P : a_j(x) = 0}| / |P|``.
 
     Source: Khakzar et al., *Neural Response Interpretation through the Lens of Critical Pathways* (CVPR 2021),
     section 4.
