@@ -94,7 +94,7 @@ benchmark: .venv/stamp-book  ## time the core against its floor
 	$(BIN)/python benchmarks/core.py
 
 experiments: .venv/stamp-book data  ## rerun the full-size experiments (hours), which write experiments/results
-	cd experiments && for notebook in *.ipynb; do $(CURDIR)/$(BIN)/papermill "$$notebook" /dev/null; done
+	cd experiments && for notebook in *.ipynb; do $(CURDIR)/$(BIN)/papermill -p profile full "$$notebook" /dev/null; done
 
 clean:  ## remove what was built and installed here
 	rm -rf _build build dist .venv node_modules *.egg-info

@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .errors import PathwayError
+
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
@@ -96,7 +98,7 @@ def resnet(depth: int, width: int = 16, classes: int = 10) -> nn.Sequential:
         classes: number of logits.
 
     Raises:
-        ValueError: if ``depth`` is not 6 n + 2.
+        PathwayError: if ``depth`` is not 6 n + 2.
 
     Source: He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition* (CVPR 2016), section 4.2, with
     projection shortcuts.
@@ -107,7 +109,7 @@ def resnet(depth: int, width: int = 16, classes: int = 10) -> nn.Sequential:
     """
     blocks, remainder = divmod(depth - 2, 6)
     if remainder or blocks < 1:
-        raise ValueError(f"depth is {depth}; a CIFAR ResNet has 8, 14, 20, 26, ... layers (6 n + 2)")
+        raise PathwayError(f"depth is {depth}; a CIFAR ResNet has 8, 14, 20, 26, ... layers (6 n + 2)")
     layers: list[nn.Module] = [
         Normalise(CIFAR10_MEAN, CIFAR10_STD),
         nn.Conv2d(3, width, 3, padding=1, bias=False),

@@ -73,6 +73,14 @@ def test_card_names_what_it_takes_to_train_again(name: str) -> None:
     assert weights.stat().st_size < 5_000_000
 
 
+def test_readme_states_the_accuracy_of_the_card() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for name in ARCHITECTURES:
+        card = model_card(name)
+        row = f"| `{name}` | {card['parameters']:,} | {SITES[name]} | {card['test_accuracy']:.2%} |"
+        assert row in readme, f"README.md lacks: {row}"
+
+
 @pytest.fixture
 def weights_copy(tmp_path: Path) -> Path:
     folder = tmp_path / "weights"
