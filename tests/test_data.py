@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -298,3 +300,21 @@ def test_real_cifar10(split: str, count: int) -> None:
             statistics, [(0.49140, 0.24703), (0.48216, 0.24349), (0.44653, 0.26159)], strict=True
         ):
             assert (float(mean), float(deviation)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_archive_is_unpacked_below_its_folder_only(tmp_path: Path) -> None:
+    """A file with a path that climbs out, and a link, are left out; a regular file arrives whole."""
+    archive, folder = tmp_path / "some.tar", tmp_path / "inside"
+    folder.mkdir()
+    with tarfile.open(archive, "w") as files:
+        for name in ("part/of.txt", "../escaped.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            files.addfile(member, io.BytesIO(b"text"))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        files.addfile(link)
+    module._unpack(archive, folder)
+    assert [path for path in folder.rglob("*") if not path.is_dir()] == [folder / "part" / "of.txt"]
+    assert (folder / "part" / "of.txt").read_bytes() == b"text"
+    assert not (tmp_path / "escaped.txt").exists()
