@@ -174,5 +174,13 @@ def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
         sites, _, post, logits = record(model, x.detach().requires_grad_(), keep_pre=False)
         targets = resolve_target(logits, target)
         gradients = torch.autograd.grad(response(logits, targets).sum(), post, materialize_grads=True)
-    scores = tuple(a.detach() * gradient for a, gradient in zip(post, gradients, strict=True))
+    # Overwriting saves fresh memory the size of all activations; a gradient that two sites share (a sum hands the same
+    # one to both) or that is expanded from fewer numbers must not be overwritten.
+    memory = [gradient.untyped_storage() for gradient in gradients]
+    own = len({part.data_ptr() for part in memory}) == len(memory) and all(
+        part.nbytes() == gradient.numel() * gradient.element_size()
+        for part, gradient in zip(memory, gradients, strict=True)
+    )
+    multiply = torch.Tensor.mul_ if own else torch.mul
+    scores = tuple(multiply(gradient, a.detach()) for gradient, a in zip(gradients, post, strict=True))
     return Contributions(scores, tuple(site.name for site in sites), targets)
