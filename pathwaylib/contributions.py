@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -169,18 +170,21 @@ def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
         >>> torch.allclose(scores.scores[0].sum(), lost, atol=1e-6)
         True
     """
+    check_model(model, x)
+    x = x.detach().requires_grad_()
     with torch.enable_grad():
-        check_model(model, x)
-        sites, _, post, logits = record(model, x.detach().requires_grad_(), keep_pre=False)
+        sites, _, post, logits = record(model, x, keep_pre=False)
         targets = resolve_target(logits, target)
-        gradients = torch.autograd.grad(response(logits, targets).sum(), post, materialize_grads=True)
-    # Overwriting saves fresh memory the size of all activations; a gradient that two sites share (a sum hands the same
-    # one to both) or that is expanded from fewer numbers must not be overwritten.
-    memory = [gradient.untyped_storage() for gradient in gradients]
-    own = len({part.data_ptr() for part in memory}) == len(memory) and all(
-        part.nbytes() == gradient.numel() * gradient.element_size()
-        for part, gradient in zip(memory, gradients, strict=True)
-    )
-    multiply = torch.Tensor.mul_ if own else torch.mul
-    scores = tuple(multiply(gradient, a.detach()) for gradient, a in zip(gradients, post, strict=True))
+        # Scored as the backward pass reaches each site, so that the gradients of all sites are never held together.
+        scored: dict[int, Tensor] = {}
+        for index, a in enumerate(post):
+            if a.requires_grad:
+                a.register_hook(partial(_score, scored, index, a.detach()))
+        torch.autograd.grad(response(logits, targets).sum(), x, allow_unused=True)
+    # A site that the response does not depend on was not reached.
+    scores = tuple(scored[index] if index in scored else torch.zeros_like(a) for index, a in enumerate(post))
     return Contributions(scores, tuple(site.name for site in sites), targets)
+
+
+def _score(scored: dict[int, Tensor], index: int, a: Tensor, gradient: Tensor) -> None:
+    scored[index] = a * gradient

@@ -369,13 +369,12 @@ def check_model(model: nn.Module, x: Tensor) -> None:
     devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
     if len(devices) > 1:
         raise PathwayError(f"the network is spread over {' and '.join(sorted(devices))}; move it to one: model.to(...)")
-    for parameter in model.parameters():
-        if parameter.device != x.device or parameter.dtype != x.dtype:
-            raise PathwayError(
-                f"the network is {parameter.dtype} on {parameter.device}, the images are {x.dtype} on {x.device}; "
-                f"use x.to({str(parameter.device)!r}, {parameter.dtype})"
-            )
-        break
+    parameter = next(model.parameters(), x)  # a network without parameters takes images of any kind
+    if parameter.device != x.device or parameter.dtype != x.dtype:
+        raise PathwayError(
+            f"the network is {parameter.dtype} on {parameter.device}, the images are {x.dtype} on {x.device}; "
+            f"use x.to({str(parameter.device)!r}, {parameter.dtype})"
+        )
     # The sum is several times cheaper to test; it settles the question unless it overflows.
     if not bool(x.detach().sum().isfinite()) and not bool(x.detach().isfinite().all()):
         raise PathwayError("the images hold NaN or infinity; clean them first, for example with torch.nan_to_num")
