@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -171,20 +170,10 @@ def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
         True
     """
     check_model(model, x)
-    x = x.detach().requires_grad_()
     with torch.enable_grad():
-        sites, _, post, logits = record(model, x, keep_pre=False)
+        sites, _, post, logits = record(model, x.detach().requires_grad_(), keep_pre=False)
         targets = resolve_target(logits, target)
-        # Scored as the backward pass reaches each site, so that the gradients of all sites are never held together.
-        scored: dict[int, Tensor] = {}
-        for index, a in enumerate(post):
-            if a.requires_grad:
-                a.register_hook(partial(_score, scored, index, a.detach()))
-        torch.autograd.grad(response(logits, targets).sum(), x, allow_unused=True)
-    # A site that the response does not depend on was not reached.
-    scores = tuple(scored[index] if index in scored else torch.zeros_like(a) for index, a in enumerate(post))
+        # Down to the sites and not to the image: the first layer's backward pass is saved.
+        gradients = torch.autograd.grad(response(logits, targets).sum(), post, materialize_grads=True)
+    scores = tuple(a.detach() * gradient for a, gradient in zip(post, gradients, strict=True))
     return Contributions(scores, tuple(site.name for site in sites), targets)
-
-
-def _score(scored: dict[int, Tensor], index: int, a: Tensor, gradient: Tensor) -> None:
-    scored[index] = a * gradient
