@@ -37,7 +37,7 @@ class Contributions:
 
         Exactly ``round((1 - sparsity) N)`` neurons are kept (halves round to even), except that a neuron whose
         score is 0 is never kept: where fewer neurons score above 0 the pathway is smaller, as ``Pathway.sizes``
-        tells. Neurons that tie at the border are kept in the order of a fixed random permutation of all neurons,
+        tells. Neurons that tie at the border are kept in a fixed, scattered order of the positions,
         which favours no position and does not depend on the rest of the batch.
 
         Args:
@@ -102,9 +102,20 @@ def largest(scores: Sequence[Tensor], k: int) -> tuple[Tensor, ...]:
         border, count = mark(magnitude, k, marks)
         if count > k:
             tied = (magnitude == border).nonzero()[:, 0]
-            rank = torch.randperm(len(magnitude), generator=torch.Generator().manual_seed(0)).to(device)[tied]
-            marks[tied[rank.argsort(descending=True)[: count - k]]] = False
+            marks[tied[_scatter(tied).argsort(descending=True)[: count - k]]] = False
     return tuple(part.unflatten(1, shape) for part, shape in zip(kept.split(sizes, 1), shapes, strict=True))
+
+
+def _scatter(indices: Tensor) -> Tensor:
+    """Give each index its place in a fixed, random-looking order: the one-to-one mixing of splitmix64 (Steele, 2014).
+
+    Unlike a stored permutation it costs nothing for the indices nobody asks about.
+    """
+    mixed = indices + 0x1E3779B97F4A7C15
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        # int64 products wrap around; the mask makes the arithmetic shift a logical one.
+        mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
 
 
 def _mark(magnitude: Tensor, k: int, marks: Tensor) -> tuple[float, int]:

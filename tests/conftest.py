@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import chromium
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
 
@@ -26,3 +27,9 @@ def browser() -> Iterator[Browser]:
         driven = playwright.chromium.launch(executable_path=executable, args=chromium.ARGUMENTS)
         yield driven
         driven.close()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked ``cuda`` where there is no such device."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 from pathwaylib import Contributions, NeuronMCT, PathwayError, observe, taylor
+from pathwaylib.contributions import _scatter
 
 
 def of_scores(*scores: Tensor) -> Contributions:
@@ -206,6 +207,13 @@ def test_tied_scores_keep_k_and_favour_no_position(fraction: float) -> None:
     longest_gap = int(positions.diff().max())
     assert longest_gap < 12 / fraction
     assert (kept.site_sizes > 0.35 * 1000 * fraction).all()
+
+
+def test_the_order_of_ties_is_one_to_one_and_scattered() -> None:
+    places = _scatter(torch.arange(100_000))
+    assert len(places.unique()) == 100_000
+    first = places.argsort()[:1000].double()
+    assert abs(float(first.mean()) - 50_000) < 4 * 28_868 / 1000**0.5
 
 
 def test_ties_do_not_depend_on_the_batch() -> None:

@@ -455,8 +455,6 @@ def test_the_library_survives_copies_of_what_it_saw() -> None:
 
 @pytest.mark.cuda
 def test_on_a_gpu_as_on_the_processor() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
     network = small_network()
     x = network.inputs(3)
     scores = taylor(network, x)

@@ -159,8 +159,6 @@ def test_default_sparsity_is_the_papers() -> None:
 
 @pytest.mark.cuda
 def test_generator_of_one_device_serves_another() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
     network = small_network()
     x = network.inputs(2)
     here = RandomSelection(0.5)(network, x)

@@ -153,8 +153,6 @@ def test_residual_networks() -> None:
 
 @pytest.mark.cuda
 def test_on_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
     x, _ = planted(4)[:]
     here, there = load_model("planted-cnn")(x), load_model("planted-cnn", device="cuda")(x.cuda())
     torch.testing.assert_close(there.cpu(), here, rtol=1e-2, atol=1e-2)
