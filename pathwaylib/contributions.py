@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import pad_sequence
 
 from .errors import PathwayError
-from .neurons import Target, check_model, record, resolve_target, response
+from .linearity import KinkDistance, walk
+from .neurons import Target, check_model, masked, observe, record, resolve_target, response, run
 from .pathway import Pathway
+from .ranking import kept_neurons, largest
+from .rerun import Rerun
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +28,13 @@ class Contributions:
         scores: one tensor ``(B, ...)`` per site.
         sites: name of each site, in the order of execution.
         targets: the class whose response is explained, int64 ``(B,)``.
+        standard_errors: of scores that are estimated by sampling, shaped like ``scores``.
     """
 
     scores: tuple[Tensor, ...]
     sites: tuple[str, ...]
     targets: Tensor | None = None
+    standard_errors: tuple[Tensor, ...] | None = None
 
     def top(self, sparsity: float) -> Pathway:
         """Keep, per input, the neurons of largest absolute score over all sites together.
@@ -53,103 +57,6 @@ class Contributions:
         """
         neurons = sum(score[0].numel() for score in self.scores)
         return Pathway(largest(self.scores, kept_neurons(neurons, sparsity)), self.sites, self.targets)
-
-
-def kept_neurons(neurons: int, sparsity: float) -> int:
-    """Return k, how many of ``neurons`` a pathway of this sparsity keeps: ``round((1 - sparsity) * neurons)``.
-
-    Raises:
-        PathwayError: if ``sparsity`` is outside [0, 1).
-
-    Example:
-        >>> kept_neurons(122_880, 0.9)
-        12288
-    """
-    if not 0 <= sparsity < 1:
-        raise PathwayError(f"sparsity is {sparsity}; give a number in [0, 1), for example 0.9 to keep a tenth")
-    # Exact: 1 - 0.9 in floating point lies below a tenth and can round the wrong way.
-    return round((1 - Fraction(str(sparsity))) * neurons)
-
-
-def largest(scores: Sequence[Tensor], k: int) -> tuple[Tensor, ...]:
-    """Mark, per input, the ``k`` entries of largest absolute value that are not 0; see :meth:`Contributions.top`.
-
-    Args:
-        scores: one tensor ``(B, ...)`` per site.
-        k: entries to keep per input over all sites together, at most N.
-
-    Returns:
-        Bool tensors shaped like ``scores``.
-
-    Example:
-        >>> largest([torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([[-2.0, 0.0], [5.0, 0.0]])], 2)
-        (tensor([[ True, False],
-                [False, False]]), tensor([[ True, False],
-                [ True, False]]))
-    """
-    shapes = [score.shape[1:] for score in scores]
-    sizes = [shape.numel() for shape in shapes]
-    batch, device = len(scores[0]), scores[0].device
-    precision = torch.float64 if scores[0].dtype == torch.float64 else torch.float32
-    kept = torch.zeros(batch, sum(sizes), dtype=torch.bool, device=device)
-    # One image at a time through the same memory: for large networks, touching fresh memory costs more than sorting.
-    magnitude = torch.empty(sum(sizes), dtype=precision, device=device)
-    mark = _mark_on_cpu if device.type == "cpu" else _mark
-    parts = magnitude.split(sizes)
-    for image, marks in enumerate(kept if k else ()):
-        for part, score in zip(parts, scores, strict=True):
-            torch.abs(score[image].detach().flatten().to(precision), out=part)
-        border, count = mark(magnitude, k, marks)
-        if count > k:
-            tied = (magnitude == border).nonzero()[:, 0]
-            marks[tied[_scatter(tied).argsort(descending=True)[: count - k]]] = False
-    return tuple(part.unflatten(1, shape) for part, shape in zip(kept.split(sizes, 1), shapes, strict=True))
-
-
-def _scatter(indices: Tensor) -> Tensor:
-    """Give each index its place in a fixed, random-looking order: the one-to-one mixing of splitmix64 (Steele, 2014).
-
-    Unlike a stored permutation it costs nothing for the indices nobody asks about.
-    """
-    mixed = indices + 0x1E3779B97F4A7C15
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        # int64 products wrap around; the mask makes the arithmetic shift a logical one.
-        mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
-
-
-def _mark(magnitude: Tensor, k: int, marks: Tensor) -> tuple[float, int]:
-    """Mark the positive entries at or above the k-th largest; return that border and the number of marks."""
-    border = float(magnitude.topk(k, sorted=False).values.amin())
-    marks.copy_(magnitude >= max(border, _least(magnitude)))
-    return border, int(marks.count_nonzero())
-
-
-def _mark_on_cpu(magnitude: Tensor, k: int, marks: Tensor) -> tuple[float, int]:
-    """Do what :func:`_mark` does with numpy, whose selection and comparisons are several times faster on the CPU."""
-    values = everything = magnitude.numpy()
-    # A sample bounds the border from below (by four standard deviations): few values are left to select from.
-    step = max(1, len(everything) // 8192)
-    sample = everything[::step]
-    above = int(k / step + 4 * math.sqrt(k / step)) + 1
-    if above < len(sample):
-        candidates = np.compress(everything >= _kth_largest(sample, above), everything)
-        if len(candidates) >= k:
-            values = candidates
-    border = _kth_largest(values, k)
-    np.greater_equal(everything, max(border, _least(magnitude)), out=marks.numpy())
-    return border, int(np.count_nonzero(marks.numpy()))
-
-
-def _kth_largest(values: NDArray[np.floating[Any]], k: int) -> float:
-    # Negated, because numpy is ten times slower where the many zeros of dead neurons come first.
-    return -float(np.partition(-values, k - 1)[k - 1])
-
-
-def _least(values: Tensor) -> float:
-    """Return the least positive number (a subnormal one): a border of 0 then marks what is above 0 and nothing else."""
-    limits = torch.finfo(values.dtype)
-    return float(limits.smallest_normal * limits.eps)
 
 
 def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
@@ -188,3 +95,261 @@ def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
         gradients = torch.autograd.grad(response(logits, targets).sum(), post, materialize_grads=True)
     scores = tuple(a.detach() * gradient for a, gradient in zip(post, gradients, strict=True))
     return Contributions(scores, tuple(site.name for site in sites), targets)
+
+
+def integrated_gradients(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    n_steps: int = 32,
+    exact: bool = False,
+    batch_size: int = 64,
+) -> Contributions:
+    """Average the gradient while a site's activations grow from 0, one site at a time.
+
+    Each site is scaled on its own; the sites after it are computed from the scaled one. Along the way the gradient
+    of a ReLU network is piecewise constant. The midpoint rule therefore beats rules for smooth functions; with
+    ``exact`` the pieces themselves are summed, from kink to kink. Only what lies after the site is computed again.
+
+    Args:
+        model: a network in eval mode; for ``exact`` a piecewise-linear one, see :func:`pathwaylib.linear_region`.
+        x: images ``(B, ...)``.
+        target: class or classes to explain; None means the predicted class.
+        n_steps: steps of the midpoint rule, at least 1; unused where ``exact``.
+        exact: sum the linear pieces. As many runs as there are kinks, thousands for early sites of a large network;
+            give float64 images and weights.
+        batch_size: images times steps in one run: bounds the memory.
+
+    Returns:
+        :class:`Contributions`, signed, in units of the response. They sum, per site, to Φ_t(x) - Φ_t(site ← 0):
+        up to rounding where ``exact``, else with an error that falls like 1 / n_steps.
+
+    Raises:
+        PathwayError: as :func:`pathwaylib.observe`; if a target is out of range; if ``n_steps`` or ``batch_size`` is
+            below 1; where ``exact``, if the network is not known to be piecewise linear.
+
+    Equation: c_j = a_j ∫₀¹ ∂Φ_t/∂a_j (α a) dα, with a the activations of the site of neuron j.
+
+    Source: Khakzar et al., CVPR 2021, section 3 (NeuronIntGrad); Sundararajan et al., ICML 2017.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+        >>> x = torch.rand(2, 4, dtype=torch.float64)
+        >>> scores = integrated_gradients(net.eval(), x, target=1, exact=True)
+        >>> lost = (net(x) - net[2:](torch.zeros(2, 8, dtype=torch.float64)))[:, 1]  # without the first site
+        >>> torch.allclose(scores.scores[0].sum(1), lost)
+        True
+    """
+    _check_at_least_one(n_steps=n_steps, batch_size=batch_size)
+    targets = _targets(model, x, target, batch_size)
+    parts = []
+    for images, classes in zip(x.detach().split(batch_size), targets.split(batch_size), strict=True):
+        # As many steps at once as the batch has room for, the same number each time.
+        room = 1 if exact else batch_size // len(images)
+        together = max(divisor for divisor in range(1, room + 1) if n_steps % divisor == 0)
+        rerun = Rerun(model, _repeat(images, together))
+        midpoints = ((torch.arange(n_steps) + 0.5) / n_steps).to(x).view(-1, together)
+        scores = []
+        for site, a in enumerate(rerun.post):
+            if exact:
+                mean = _mean_gradient_of_pieces(rerun, site, classes)
+            else:
+                mean = _mean_gradient(rerun, site, classes.repeat(together), midpoints)
+            scores.append(a[: len(images)] * mean)
+        parts.append(Contributions(tuple(scores), tuple(site.name for site in rerun.sites), classes))
+    return _join(parts)
+
+
+def _mean_gradient_of_pieces(rerun: Rerun, site: int, targets: Tensor) -> Tensor:
+    """Average the gradient over the way from 0 piece by piece, each found by its kinks and weighed by its length."""
+    a = rerun.post[site]
+
+    def scaled(scale: Tensor) -> Tensor:
+        return scale.view(-1, *[1] * (a.ndim - 1)) * a
+
+    def next_kink(scale: Tensor) -> Tensor:
+        kinks = KinkDistance()
+        with torch.no_grad(), forward_ad.dual_level():
+            rerun(site, forward_ad.make_dual(scaled(scale), a), kinks, within=kinks)
+        return torch.full_like(scale, torch.inf) if kinks.distance is None else kinks.distance
+
+    inner = walk(next_kink, a.new_zeros(len(a)))
+    borders = pad_sequence([torch.cat([a.new_zeros(1), kinks, a.new_ones(1)]) for kinks in inner], True, 1.0).T
+    total = torch.zeros_like(a)
+    for start, end in itertools.pairwise(borders):
+        piece = _gradient(rerun, site, scaled((start + end) / 2), targets)
+        total += (end - start).view(-1, *[1] * (a.ndim - 1)) * piece
+    return total
+
+
+def _mean_gradient(rerun: Rerun, site: int, targets: Tensor, scales: Tensor) -> Tensor:
+    """Average the gradient over ``scales`` ``(runs, steps per run)`` of a site's activation."""
+    a = rerun.post[site]
+    total = torch.zeros_like(a[: len(a) // scales.shape[1]])
+    for steps in scales:
+        each = steps.repeat_interleave(len(a) // len(steps)).view(-1, *[1] * (a.ndim - 1))
+        total += _gradient(rerun, site, each * a, targets).unflatten(0, (len(steps), -1)).sum(0)
+    return total / scales.numel()
+
+
+def _gradient(rerun: Rerun, site: int, activation: Tensor, targets: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = activation.detach().requires_grad_()
+        return torch.autograd.grad(response(rerun(site, leaf), targets).sum(), leaf, materialize_grads=True)[0]
+
+
+def ablation(model: nn.Module, x: Tensor, target: Target = None, *, batch_size: int = 256) -> Contributions:
+    """Run the network without each neuron in turn: the exact loss of the response, a forward run per active neuron.
+
+    A neuron that is dead on the image contributes 0 and needs no run; only what lies after the neuron's site is
+    computed again.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``.
+        target: class or classes to explain; None means the predicted class.
+        batch_size: neurons removed, one each, in one run: bounds the memory.
+
+    Returns:
+        :class:`Contributions`, signed, in units of the response.
+
+    Raises:
+        PathwayError: as :func:`pathwaylib.observe`, if a target is out of range, or if ``batch_size`` is below 1.
+
+    Equation: c_j = Φ_t(x) - Φ_t(x; a_j ← 0).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> x = torch.rand(1, 2)
+        >>> exact, estimated = ablation(net, x), taylor(net, x)  # equal into a linear readout
+        >>> torch.allclose(exact.scores[0], estimated.scores[0], atol=1e-6)
+        True
+    """
+    _check_at_least_one(batch_size=batch_size)
+    targets = _targets(model, x, target, batch_size)
+    parts = []
+    for image, chosen in zip(x.detach().split(1), targets.split(1), strict=True):
+        with torch.no_grad():
+            rerun = Rerun(model, _repeat(image, batch_size))
+            scores = tuple(_losses(rerun, site, chosen) for site in range(len(rerun.sites)))
+        parts.append(Contributions(scores, tuple(site.name for site in rerun.sites), chosen))
+    return _join(parts)
+
+
+def _losses(rerun: Rerun, site: int, target: Tensor) -> Tensor:
+    """Return what the response of one image loses without each neuron of a site, ``(1, ...)``."""
+    a = rerun.post[site].flatten(1)
+    lost = torch.zeros_like(a[0])
+    for neurons in a[0].nonzero()[:, 0].split(len(a)):
+        without = a.clone()
+        without[torch.arange(len(neurons)), neurons] = 0
+        responses = (rerun.logits - rerun(site, without.view_as(rerun.post[site])))[:, int(target)]
+        lost[neurons] = responses[: len(neurons)]
+    return lost.view_as(rerun.post[site][:1])
+
+
+def shapley(
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    permutations: int,
+    generator: torch.Generator | None = None,
+    batch_size: int = 256,
+) -> Contributions:
+    """Estimate each neuron's Shapley value: its mean gain over random orders in which the neurons are put in.
+
+    Fair by axiom and dear to compute, N forward runs per order: for small networks, as the yardstick of the others.
+    A neuron that is dead on the whole image may have a value, since it can wake while others are out.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``.
+        target: class or classes to explain; None means the predicted class.
+        permutations: random orders per image, at least 2.
+        generator: draws the orders, on the CPU; None draws the same ones at every call (seed 0).
+        batch_size: pathway networks in one run: bounds the memory.
+
+    Returns:
+        :class:`Contributions`, signed, in units of the response, with ``standard_errors`` over the orders. They sum,
+        whatever the number of orders, to Φ_t(x) less the response with every neuron out.
+
+    Raises:
+        PathwayError: as :func:`pathwaylib.observe`, if a target is out of range, if ``permutations`` is below 2, or
+            if ``batch_size`` is below 1.
+
+    Equation: c_j = E_π[Φ_t,S∪j(x) - Φ_t,S(x)], with S the neurons before j in the random order π and Φ_S the network
+    of the pathway S.
+
+    Source: Shapley (1953); Castro, Gómez and Tejada, *Polynomial calculation of the Shapley value based on
+    sampling* (Computers & Operations Research, 2009).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> x = torch.rand(1, 2)
+        >>> values = shapley(net, x, permutations=4)
+        >>> torch.allclose(values.scores[0], taylor(net, x).scores[0], atol=1e-6)  # nothing interacts here
+        True
+    """
+    _check_at_least_one(batch_size=batch_size)
+    if permutations < 2:
+        raise PathwayError(f"permutations is {permutations}; standard errors need at least 2")
+    generator = generator or torch.Generator().manual_seed(0)
+    targets = _targets(model, x, target, batch_size)
+    parts = []
+    for image, chosen in zip(x.detach().split(1), targets.split(1), strict=True):
+        with torch.no_grad():
+            everything = observe(model, image).active()
+            gains = [_gains(model, image, chosen, everything, generator, batch_size) for _ in range(permutations)]
+        values = torch.stack(gains)
+        errors = values.std(0) / math.sqrt(permutations)
+        split = [flat.split([mask[0].numel() for mask in everything.masks]) for flat in (values.mean(0), errors)]
+        mean, error = (
+            tuple(part.view_as(mask) for part, mask in zip(flat, everything.masks, strict=True)) for flat in split
+        )
+        parts.append(Contributions(mean, everything.sites, chosen, error))
+    return _join(parts)
+
+
+def _gains(
+    model: nn.Module, image: Tensor, target: Tensor, like: Pathway, generator: torch.Generator, batch_size: int
+) -> Tensor:
+    """Put the neurons in, in a random order; return what each adds to the response, ``(N,)``."""
+    # When each neuron comes in, from 1 to N; after round r those with a turn of at most r are in.
+    turns = (torch.randperm(like.neurons, generator=generator) + 1).to(image.device)
+    responses = []
+    for rounds in torch.arange(like.neurons + 1, device=image.device).split(batch_size):
+        parts = (turns <= rounds[:, None]).split([mask[0].numel() for mask in like.masks], 1)
+        inside = tuple(part.view(-1, *mask.shape[1:]) for part, mask in zip(parts, like.masks, strict=True))
+        with masked(Pathway(inside, like.sites), runs=1):
+            responses.append(model(_repeat(image, len(rounds)))[:, int(target)])
+    return torch.cat(responses).diff()[turns - 1]
+
+
+def _check_at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise PathwayError(f"{name} is {count}; give at least 1")
+
+
+def _targets(model: nn.Module, x: Tensor, target: Target, batch_size: int) -> Tensor:
+    check_model(model, x)
+    with torch.no_grad():
+        logits = torch.cat([run(model, part, lambda site, z: site.function(z)) for part in x.split(batch_size)])
+    return resolve_target(logits, target)
+
+
+def _repeat(images: Tensor, times: int) -> Tensor:
+    return images.repeat(times, *[1] * (images.ndim - 1))
+
+
+def _join(parts: list[Contributions]) -> Contributions:
+    """Put the contributions of several batches together."""
+
+    def cat(tensors: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(site) for site in zip(*tensors, strict=True))
+
+    errors = [part.standard_errors for part in parts if part.standard_errors]
+    targets = torch.cat([part.targets for part in parts if part.targets is not None])
+    return Contributions(cat(part.scores for part in parts), parts[0].sites, targets, cat(errors) or None)

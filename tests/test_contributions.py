@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 from pathwaylib import Contributions, NeuronMCT, PathwayError, observe, taylor
-from pathwaylib.contributions import _scatter
+from pathwaylib.ranking import _scatter
 
 
 def of_scores(*scores: Tensor) -> Contributions:

@@ -1,0 +1,174 @@
+"""Take a recorded run up again at one of its sites, without computing what comes before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
+
+from .neurons import Site, Visitor, run
+
+
+class Rerun:
+    """A run whose intermediate results are kept, so that it can be repeated from any site on.
+
+    Calls before the site return what they returned in the recorded run, calls after it are computed anew. Where that
+    would be wrong, because the network later overwrites an early result, the whole network runs instead: the answer
+    is the same in either case. Holds every intermediate result of the run, as training does.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``.
+
+    Attributes:
+        sites: the :class:`pathwaylib.neurons.Site` of each activation call.
+        post: activations of the recorded run, ``(B, ...)`` per site.
+        logits: response of the recorded run, ``(B, K)``.
+
+    Raises:
+        PathwayError: as :func:`pathwaylib.observe`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> rerun = Rerun(net, torch.rand(5, 2))
+        >>> halved = rerun(0, rerun.post[0] / 2)
+        >>> torch.allclose(halved - net[2].bias, (rerun.logits - net[2].bias) / 2, atol=1e-6)
+        True
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.model = model
+        self.x = x.detach()
+        sites: list[Site] = []
+        post: list[Tensor] = []
+        self._recording = _Recording()
+
+        def note(site: Site, z: Tensor) -> Tensor:
+            a = site.function(z)
+            sites.append(site)
+            post.append(a)
+            self._recording.start_site()
+            return a.clone()  # the network may overwrite its own
+
+        with torch.no_grad():
+            self.logits = run(model, self.x, note, within=self._recording)
+        # The backward pass of an activation needs its result: where the network overwrites one, it gets a copy.
+        self._private = self._recording.overwrites_activations()
+        del self._recording.results[self._recording.site_calls[-1] :]  # nothing runs on from behind the last site
+        self.sites = tuple(sites)
+        self.post = tuple(post)
+
+    def __call__(
+        self,
+        site: int,
+        activation: Tensor,
+        visitor: Visitor | None = None,
+        within: AbstractContextManager[object] | None = None,
+    ) -> Tensor:
+        """Run on from ``site`` with ``activation`` in place of what was recorded there.
+
+        Args:
+            site: index of the site.
+            activation: shaped like ``post[site]``; may carry a gradient graph or a tangent.
+            visitor: called at the later sites; None lets them be.
+            within: a context for what is computed anew, see :func:`pathwaylib.neurons.run`.
+
+        Returns:
+            The logits ``(B, K)``.
+        """
+        partial = self._recording.can_resume(site)
+        skipped = site if partial else 0
+
+        def replace(call: Site, z: Tensor) -> Tensor:
+            index = call.index + skipped
+            if index == site:
+                return activation.clone()  # the network may overwrite its own
+            a = visitor(call, z) if visitor and index > site else call.activate(z)
+            return a.clone() if self._private else a
+
+        @contextmanager
+        def contexts() -> Iterator[None]:
+            # The last mode entered is the first asked: what is recalled gets no further.
+            with within or nullcontext(), _Recalled(self._recording, site) if partial else nullcontext():
+                yield
+
+        return run(self.model, self.x, replace, within=contexts())
+
+
+class _Recording(TorchFunctionMode):
+    """Keep what every torch function of a run returns, and the last call that changed each piece of memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[Any] = []
+        self.site_calls: list[int] = []
+        self.changed: dict[int, int] = {}
+
+    def start_site(self) -> None:
+        """Note that the call under way is a site's."""
+        self.site_calls.append(len(self.results))
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = [(tensor, tensor._version) for tensor in _tensors((args, kwargs))]
+        result = func(*args, **(kwargs or {}))
+        for tensor, version in given:
+            if tensor._version != version:
+                self.changed[_memory(tensor)] = len(self.results)
+        self.results.append(result)
+        return result
+
+    def overwrites_activations(self) -> bool:
+        """Tell whether the network changed what an activation call had returned."""
+        return any(self.changed.get(_memory(self.results[call]), -1) > call for call in self.site_calls)
+
+    def can_resume(self, site: int) -> bool:
+        """Tell whether all that was computed before the site still held its value when the run ended."""
+        call = self.site_calls[site]
+        early = [tensor for result in self.results[:call] for tensor in _tensors(result)]
+        if any(self.changed.get(_memory(tensor), -1) > call for tensor in early):
+            return False
+        # A site in place overwrites its input: right for that very tensor, but a view of it would keep the old graph.
+        overwritten = {id(tensor) for tensor in early if self.changed.get(_memory(tensor), -1) == call}
+        return len(overwritten) <= 1
+
+
+class _Recalled(TorchFunctionMode):
+    """Give recorded results back up to a site; compute from there on."""
+
+    def __init__(self, recording: _Recording, site: int) -> None:
+        super().__init__()
+        self.recording = recording
+        self.until = recording.site_calls[site]
+        self.calls = 0
+        # What a site in place overwrites is handed out as a copy: later sites still need what was recorded.
+        self.copies = {
+            id(tensor): tensor.clone()
+            for result in recording.results[: self.until]
+            for tensor in _tensors(result)
+            if recording.changed.get(_memory(tensor), -1) == self.until
+        }
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self.calls == self.until:
+            return func(*args, **(kwargs or {}))
+        result = self.recording.results[self.calls]
+        self.calls += 1
+        return self.copies.get(id(result), result)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _memory(tensor: Tensor) -> int:
+    """Name the memory that a tensor shares with its views."""
+    return tensor.untyped_storage().data_ptr()
