@@ -4,17 +4,40 @@ Image → ``observe`` → ``contributions`` → selector → ``Pathway`` → ``m
 """
 
 from .attribution import PathwayGradient
-from .contributions import Contributions, taylor
+from .contributions import Contributions, ablation, integrated_gradients, shapley, taylor
 from .data import ImageSet, cifar10, planted
+from .decoding import Augment, Decoded, decode_pathway, top_neuron, visualise_neuron
 from .errors import PathwayError
-from .evaluation import Interval, bootstrap_interval, confidence, dead_share, prediction_kept
+from .evaluation import (
+    ClassOverlap,
+    Interval,
+    bootstrap_interval,
+    class_overlap,
+    class_similarity,
+    confidence,
+    dead_share,
+    method_similarity,
+    pairwise_iou,
+    prediction_kept,
+)
 from .files import cache_dir
 from .interactive import InteractiveFigure, pathway_figure
 from .neurons import Activations, masked, observe
 from .notebook import setup
 from .pathway import Pathway
-from .plots import show_attributions, show_curves, show_images, show_pathway
-from .selectors import ActiveNeurons, NeuronMCT, RandomSelection, Selector
+from .plots import (
+    show_attributions,
+    show_class_overlap,
+    show_curves,
+    show_decoded,
+    show_images,
+    show_pathway,
+    show_similarity,
+)
+from .pruning import DistillationGuidedRouting, GreedyPruning, sleeper_network
+from .rerun import Rerun
+from .results import load_results
+from .selectors import ActiveNeurons, NeuronIntGrad, NeuronMCT, RandomSelection, Selector
 from .zoo import load_model, model_card
 
 __version__ = "0.1.0"
@@ -22,32 +45,54 @@ __version__ = "0.1.0"
 __all__ = [
     "Activations",
     "ActiveNeurons",
+    "Augment",
+    "ClassOverlap",
     "Contributions",
+    "Decoded",
+    "DistillationGuidedRouting",
+    "GreedyPruning",
     "ImageSet",
     "InteractiveFigure",
     "Interval",
+    "NeuronIntGrad",
     "NeuronMCT",
     "Pathway",
     "PathwayError",
     "PathwayGradient",
     "RandomSelection",
+    "Rerun",
     "Selector",
+    "ablation",
     "bootstrap_interval",
     "cache_dir",
     "cifar10",
+    "class_overlap",
+    "class_similarity",
     "confidence",
     "dead_share",
+    "decode_pathway",
+    "integrated_gradients",
     "load_model",
+    "load_results",
     "masked",
+    "method_similarity",
     "model_card",
     "observe",
+    "pairwise_iou",
     "pathway_figure",
     "planted",
     "prediction_kept",
     "setup",
+    "shapley",
     "show_attributions",
+    "show_class_overlap",
     "show_curves",
+    "show_decoded",
     "show_images",
     "show_pathway",
+    "show_similarity",
+    "sleeper_network",
     "taylor",
+    "top_neuron",
+    "visualise_neuron",
 ]

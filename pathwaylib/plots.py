@@ -17,7 +17,9 @@ from matplotlib.font_manager import FontProperties
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .decoding import Decoded
 from .errors import PathwayError
+from .evaluation import ClassOverlap, Interval
 from .pathway import Pathway
 
 _Grid = np.ndarray[Any, Any]  # of axes, which numpy can only call objects
@@ -113,11 +115,7 @@ def show_attributions(
             limit = colour_limit(values[row], percentile)
             axis.imshow(values[row], cmap=DIVERGING, vmin=-limit, vmax=limit)
             _bare(axis)
-    longest = max(len(line) for name in grids for line in name.split("\n"))
-    # A name wider than its column would run into the next; a letter is about 0.62 of the font's size wide.
-    points = min(FontProperties(size=mpl.rcParams["axes.titlesize"]).get_size_in_points(), 72 * size / (0.62 * longest))
-    for axis, name in zip(axes[0], ["image", *grids], strict=True):
-        axis.set_title(name, fontsize=points)
+    _name_columns(axes[0], ["image", *grids], size)
     return figure
 
 
@@ -217,6 +215,119 @@ def show_curves(
     return figure
 
 
+def show_decoded(decoded: Mapping[str, Decoded], *, titles: Sequence[str] | None = None, size: float = 1.25) -> Figure:
+    """Show decoded images: one row per method, one column per pathway or neuron, each above the response it reaches.
+
+    Args:
+        decoded: by method, what :func:`pathwaylib.decode_pathway` or :func:`pathwaylib.visualise_neuron` found.
+        titles: one line per column.
+        size: width of an image in inches.
+
+    Raises:
+        PathwayError: if there is nothing to show, methods differ in their number of images, or there is not one title
+            for each.
+
+    Example:
+        >>> import torch
+        >>> found = Decoded(torch.rand(2, 3, 8, 8), torch.tensor([3.0, 4.0]), torch.zeros(1, 2))
+        >>> figure = show_decoded({"NeuronMCT": found}, titles=["cat", "dog"])
+        >>> [axis.get_xlabel() for axis in figure.axes]
+        ['3.0', '4.0']
+        >>> plt.close(figure)
+    """
+    counts = {name: len(found.images) for name, found in decoded.items()}
+    if len(set(counts.values())) != 1:
+        raise PathwayError(f"the numbers of images are {counts}; give at least one method, and as many for each")
+    columns = next(iter(counts.values()))
+    _check_titles(titles, columns)
+    # The response needs a line as a title does.
+    figure, axes = _grid(len(decoded), columns, size, title_lines=True, extra=0.1 * max(map(len, decoded)))
+    for row, (name, found) in zip(axes, decoded.items(), strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axis, picture, reached in zip(row, _pictures(found.images), found.responses.tolist(), strict=True):
+            _show_picture(axis, picture)
+            axis.set_xlabel(f"{reached:.1f}")
+    if titles is not None:
+        _name_columns(axes[0], titles, size)
+    return figure
+
+
+def show_similarity(
+    similarity: Tensor, names: Sequence[str], *, label: str = "mean IoU", axis: Axes | None = None
+) -> Figure:
+    """Show a square matrix of similarities as colours and numbers, for example of classes or of methods.
+
+    The colours span the matrix's own range, so they compare places inside one matrix only; the numbers compare all.
+
+    Args:
+        similarity: ``(K, K)``.
+        names: one per row and column.
+        label: of the colour bar.
+        axis: where to draw; a new figure if left out.
+
+    Raises:
+        PathwayError: if the matrix is not square, holds NaN, or there is not one name for each row.
+
+    Example:
+        >>> import torch
+        >>> figure = show_similarity(torch.eye(2), ["cat", "dog"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['1.00', '0.00', '0.00', '1.00']
+        >>> plt.close(figure)
+    """
+    values = similarity.detach().float().cpu().numpy()
+    if values.shape != (len(names), len(names)) or not len(names) or not np.isfinite(values).all():
+        raise PathwayError(
+            f"the matrix has shape {tuple(similarity.shape)} for {len(names)} names; give a finite number for each two"
+        )
+    if axis is None:
+        axis = plt.subplots(figsize=(0.5 * len(names) + 2, 0.45 * len(names) + 1), layout="constrained")[1]
+    drawn = axis.imshow(values)
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
+    axis.spines[:].set_visible(False)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(names)), names)
+    axis.tick_params(length=0)
+    for (row, column), value in np.ndenumerate(values):
+        # The cells hide the page, so their own brightness decides between the two inks.
+        dark = np.dot(drawn.to_rgba(value)[:3], (0.2126, 0.7152, 0.0722)) < 0.43
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black", size=8)
+    return figure
+
+
+def show_class_overlap(overlap: Mapping[str, ClassOverlap], *, axis: Axes | None = None) -> Figure:
+    """Show site by site how much pathways of one class overlap, and those of different classes, with intervals.
+
+    Args:
+        overlap: by site, as :func:`pathwaylib.class_overlap` returns it; its entry ``"all"`` is left out.
+        axis: where to draw; a new figure if left out.
+
+    Raises:
+        PathwayError: if there is no site.
+
+    Example:
+        >>> overlap = ClassOverlap(Interval(0.4, 0.3, 0.5), Interval(0.1, 0.1, 0.2), Interval(0.3, 0.2, 0.3))
+        >>> figure = show_class_overlap({"relu_0": overlap, "relu_1": overlap})
+        >>> [line.get_label() for line in figure.axes[0].lines]
+        ['same class', 'different classes']
+        >>> plt.close(figure)
+    """
+    sites = {site: found for site, found in overlap.items() if site != "all"}
+    if not sites:
+        raise PathwayError("there is no site to show; give what class_overlap returned")
+    curves = {
+        "same class": _ends([found.within for found in sites.values()]),
+        "different classes": _ends([found.between for found in sites.values()]),
+    }
+    figure = show_curves(range(len(sites)), curves, xlabel="site", ylabel="mean IoU of two pathways", axis=axis)
+    axis = figure.axes[0] if axis is None else axis
+    axis.set_xticks(range(len(sites)), sites, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_ylim(bottom=0)
+    return figure
+
+
 def signed_map(values: Tensor, count: int, name: str) -> NDArray[np.float32]:
     """Return attributions as maps ``(B, h, w)``, channels summed; raise :class:`PathwayError` where they are none."""
     if values.ndim not in (3, 4) or len(values) != count or not values.numel():
@@ -243,6 +354,11 @@ def kept_share(mask: Tensor) -> NDArray[np.float32]:
     return array
 
 
+def _ends(intervals: Sequence[Interval]) -> tuple[list[float], list[float], list[float]]:
+    """Return intervals as a curve: estimates, low ends, high ends."""
+    return [i.value for i in intervals], [i.low for i in intervals], [i.high for i in intervals]
+
+
 def _pictures(images: Tensor) -> NDArray[np.float32]:
     """Return images as ``(B, H, W, C)`` for matplotlib."""
     if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
@@ -259,6 +375,15 @@ def _pictures(images: Tensor) -> NDArray[np.float32]:
 def _check_titles(titles: Sequence[str] | None, count: int) -> None:
     if titles is not None and len(titles) != count:
         raise PathwayError(f"{len(titles)} titles for {count} images; give one each")
+
+
+def _name_columns(axes: _Grid, names: Sequence[str], size: float) -> None:
+    """Write a name above each column of ``size`` inches, in letters small enough for the longest."""
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    # A name wider than its column would run into the next; a letter is about 0.62 of the font's size wide.
+    points = min(FontProperties(size=mpl.rcParams["axes.titlesize"]).get_size_in_points(), 72 * size / (0.62 * longest))
+    for axis, name in zip(axes, names, strict=True):
+        axis.set_title(name, fontsize=points)
 
 
 def _grid(rows: int, columns: int, size: float, *, title_lines: bool, extra: float = 0.0) -> tuple[Figure, _Grid]:

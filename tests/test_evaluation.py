@@ -1,8 +1,12 @@
 """pathwaylib.evaluation against closed forms."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import binom
 from torch import nn
 
@@ -13,12 +17,17 @@ from pathwaylib import (
     Pathway,
     PathwayError,
     bootstrap_interval,
+    class_overlap,
+    class_similarity,
     confidence,
     dead_share,
     masked,
+    method_similarity,
     observe,
+    pairwise_iou,
     prediction_kept,
 )
+from pathwaylib.evaluation import pathways as pathways_module
 
 
 def pathway(*rows: str) -> Pathway:
@@ -167,3 +176,161 @@ def test_wider_level_gives_wider_interval() -> None:
 def test_what_has_no_interval_is_answered(values: list[float], options: dict[str, float], message: str) -> None:
     with pytest.raises(PathwayError, match=message):
         bootstrap_interval(values, **options)
+
+
+Sets = list[list[set[int]]]  # by input, by site: the neurons kept
+
+
+def random_pathways(count: int, seed: int, sizes: tuple[tuple[int, ...], ...] = ((3, 2, 2), (5,))) -> Pathway:
+    """Return pathways of every density, empty ones among them."""
+    generator = torch.Generator().manual_seed(seed)
+    density = torch.rand(count, len(sizes), generator=generator) * (torch.rand(count, 1, generator=generator) > 0.2)
+    masks = tuple(
+        torch.rand(count, *size, generator=generator) < density[:, site].view(-1, *[1] * len(size))
+        for site, size in enumerate(sizes)
+    )
+    return Pathway(masks, tuple(f"relu_{site}" for site in range(len(sizes))))
+
+
+def as_sets(pathway: Pathway) -> Sets:
+    """Return each input's neurons by site, and over all sites last."""
+    found: Sets = []
+    for index in range(len(pathway)):
+        sites = [set(mask[index].flatten().nonzero()[:, 0].tolist()) for mask in pathway.masks]
+        found.append([*sites, {(site, neuron) for site, kept in enumerate(sites) for neuron in kept}])  # type: ignore[list-item]
+    return found
+
+
+def set_iou(one: set[int], other: set[int]) -> float:
+    return len(one & other) / len(one | other) if one | other else 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
+def test_pairwise_iou_is_set_arithmetic(count: int, others: int, seed: int) -> None:
+    one, other = random_pathways(count, seed), random_pathways(others, seed + 1)
+    expected = torch.tensor(
+        [[[set_iou(a[site], b[site]) for b in as_sets(other)] for a in as_sets(one)] for site in range(3)]
+    )
+    assert torch.allclose(pairwise_iou(one, other, per_site=True), expected[:2])
+    assert torch.allclose(pairwise_iou(one, other), expected[2])
+    assert torch.equal(pairwise_iou(one), pairwise_iou(one, one))
+    assert torch.equal(pairwise_iou(one).diagonal(), torch.ones(count))
+    assert torch.allclose(pairwise_iou(one, other)[:, 0], one.iou(other[0]))
+
+
+def test_blocks_of_neurons_do_not_change_the_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    pathway = random_pathways(5, 0)
+    whole = pairwise_iou(pathway, per_site=True)
+    monkeypatch.setattr(pathways_module, "_COLUMNS_AT_ONCE", 3)
+    assert torch.equal(pairwise_iou(pathway, per_site=True), whole)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 2), max_size=6), st.integers(0, 1000))
+def test_class_similarity_is_the_mean_over_pairs(more: list[int], seed: int) -> None:
+    labels = [0, 1, 2, 2, 1, 0, *more]
+    pathway = random_pathways(len(labels), seed)
+    sets = as_sets(pathway)
+    expected = torch.empty(3, 3, 3)
+    for site, k, m in itertools.product(range(3), repeat=3):
+        pairs = [
+            set_iou(sets[i][site], sets[j][site])
+            for i, j in itertools.permutations(range(len(labels)), 2)
+            if labels[i] == k and labels[j] == m
+        ]
+        expected[site, k, m] = float(np.mean(pairs))
+    assert torch.allclose(class_similarity(pathway, torch.tensor(labels), 3, per_site=True), expected[:2], atol=1e-6)
+    assert torch.allclose(class_similarity(pathway, torch.tensor(labels)), expected[2], atol=1e-6)
+
+
+def test_class_overlap_is_the_mean_over_pairs() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 0, 1, 2, 0, 1])
+    pathway = random_pathways(len(labels), 3)
+    found = class_overlap(pathway, labels, resamples=50)
+    assert list(found) == ["relu_0", "relu_1", "all"]
+    sets = as_sets(pathway)
+    for site, (within, between, difference) in enumerate(found.values()):
+        pairs = {True: [], False: []}
+        for i, j in itertools.combinations(range(len(labels)), 2):
+            pairs[bool(labels[i] == labels[j])].append(set_iou(sets[i][site], sets[j][site]))
+        assert within.value == pytest.approx(np.mean(pairs[True]), abs=1e-6)
+        assert between.value == pytest.approx(np.mean(pairs[False]), abs=1e-6)
+        assert difference.value == pytest.approx(within.value - between.value, abs=1e-6)
+        assert all(low <= value <= high for value, low, high in (within, between, difference))
+
+
+def test_class_overlap_draws_inputs_and_not_pairs() -> None:
+    labels = torch.arange(24) % 2
+    pathway = random_pathways(24, 5)
+    ious = pairwise_iou(pathway).numpy()
+    within, between, differences = [], [], []
+    rng = np.random.default_rng(1)
+    for _ in range(4_000):
+        drawn = rng.integers(24, size=24)
+        values = ious[np.ix_(drawn, drawn)]
+        same, itself = labels[drawn][:, None] == labels[drawn], drawn[:, None] == drawn
+        within.append(values[same.numpy() & ~itself].mean())
+        between.append(values[~same.numpy()].mean())
+        differences.append(within[-1] - between[-1])
+    found = class_overlap(pathway, labels, resamples=4_000)["all"]
+    for interval, draws in zip(found, (within, between, differences), strict=True):
+        assert interval.bounds == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.015)
+    assert class_overlap(pathway, labels, resamples=50, seed=1) != class_overlap(pathway, labels, resamples=50)
+    assert class_overlap(pathway, labels, resamples=50) == class_overlap(pathway, labels, resamples=50)
+
+
+def test_class_overlap_covers_the_truth_as_often_as_it_says() -> None:
+    # Each input keeps each of 30 neurons with its own probability: the truth is the mean over very many inputs.
+    def draw(count: int, generator: torch.Generator) -> Pathway:
+        density = 0.2 + 0.6 * torch.rand(count, 1, generator=generator)
+        return Pathway((torch.rand(count, 30, generator=generator) < density,), ("relu_0",))
+
+    generator = torch.Generator().manual_seed(0)
+    truth = float(pairwise_iou(draw(2_000, generator), draw(2_000, generator)).mean())
+    labels = torch.arange(40) % 2
+    covered = []
+    for _ in range(150):
+        _, low, high = class_overlap(draw(40, generator), labels, resamples=300)["all"].between
+        covered.append(low <= truth <= high)
+    # Intervals over the pairs, or over each input's own mean, cover it in less than 75 %.
+    assert 0.88 <= np.mean(covered) <= 0.99
+
+
+def test_method_similarity_is_the_mean_over_inputs() -> None:
+    pathways = {name: random_pathways(5, seed) for seed, name in enumerate("abc")}
+    by_site, together = method_similarity(pathways, per_site=True), method_similarity(pathways)
+    assert by_site.shape == (2, 3, 3)
+    sets = [as_sets(pathway) for pathway in pathways.values()]
+    for m, n in itertools.product(range(3), repeat=2):
+        means = [
+            np.mean([set_iou(a[site], b[site]) for a, b in zip(sets[m], sets[n], strict=True)]) for site in range(3)
+        ]
+        assert by_site[:, m, n].tolist() == pytest.approx(means[:2])
+        assert together[m, n].item() == pytest.approx(means[2])
+
+
+def test_overlap_of_what_does_not_fit_is_answered() -> None:
+    kept = random_pathways(4, 0)
+    labels = torch.tensor([0, 0, 1, 1])
+    with pytest.raises(PathwayError, match="different networks"):
+        pairwise_iou(kept, random_pathways(4, 0, ((3, 2, 2), (4,))))
+    with pytest.raises(PathwayError, match="4 and 3 inputs"):
+        method_similarity({"a": kept, "b": kept[:3]})
+    with pytest.raises(PathwayError, match="no pathways"):
+        method_similarity({})
+    for wrong in (labels[:3], labels.float(), labels.bool(), labels[:, None]):
+        for measure in (class_similarity, class_overlap):
+            with pytest.raises(PathwayError, match="labels are"):
+                measure(kept, wrong)
+    with pytest.raises(PathwayError, match="label -1"):
+        class_similarity(kept, labels - 1)
+    with pytest.raises(PathwayError, match="label 1 is out of range; there are 1 classes"):
+        class_similarity(kept, labels, 1)
+    with pytest.raises(PathwayError, match="class 2 has 0 inputs"):
+        class_similarity(kept, labels, 3)
+    with pytest.raises(PathwayError, match="class 1 has 1 inputs"):
+        class_similarity(kept, torch.tensor([0, 0, 1, 0]))
+    for alone in (torch.zeros(4, dtype=torch.long), torch.arange(4)):
+        with pytest.raises(PathwayError, match="holds no two"):
+            class_overlap(kept, alone)

@@ -13,7 +13,21 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from pathwaylib import Pathway, PathwayError, setup, show_attributions, show_curves, show_images, show_pathway
+from pathwaylib import (
+    ClassOverlap,
+    Decoded,
+    Interval,
+    Pathway,
+    PathwayError,
+    setup,
+    show_attributions,
+    show_class_overlap,
+    show_curves,
+    show_decoded,
+    show_images,
+    show_pathway,
+    show_similarity,
+)
 from pathwaylib.notebook import COLOURS, INK
 
 PAGES = {"light": "#ffffff", "dark": "#121212"}
@@ -190,6 +204,71 @@ def test_curves_carry_their_bands() -> None:
     assert again is figure
 
 
+def decoded(count: int) -> Decoded:
+    return Decoded(torch.rand(count, 3, 4, 4), torch.arange(count) + 0.25, torch.zeros(2, count))
+
+
+def test_decoded_images_stand_by_method_and_above_their_response() -> None:
+    found = {"NeuronMCT": decoded(3), "greedy": decoded(3)}
+    figure = show_decoded(found, titles=["airplane", "a ship with a very long name", "cat"])
+    grid = np.array(figure.axes).reshape(2, 3)
+    assert [axis.get_title() for axis in grid[0]] == ["airplane", "a ship with a very long name", "cat"]
+    assert [axis.get_ylabel() for axis in grid[:, 0]] == ["NeuronMCT", "greedy"]
+    for row, shown in zip(grid, found.values(), strict=True):
+        assert [axis.get_xlabel() for axis in row] == ["0.2", "1.2", "2.2"]
+        for axis, image in zip(row, shown.images, strict=True):
+            assert np.allclose(axis.images[0].get_array(), image.permute(1, 2, 0))
+    figure.canvas.draw()
+    titles = [axis.title.get_window_extent() for axis in grid[0]]
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(titles))
+    assert grid[0, 0].yaxis.label.get_window_extent().x0 >= 0
+    assert grid[0, 0].xaxis.label.get_window_extent().y0 >= grid[1, 0].get_window_extent().y1
+
+
+def test_similarity_is_legible_in_every_cell_and_on_both_pages() -> None:
+    setup()
+    matrix = torch.linspace(0.1, 0.2, 100).view(10, 10)
+    names = [f"class {k}" for k in range(10)]
+    figure = show_similarity(matrix, names)
+    axis, bar = figure.axes
+    assert np.allclose(axis.images[0].get_array(), matrix)
+    assert axis.images[0].get_clim() == pytest.approx((0.1, 0.2))
+    assert [text.get_text() for text in axis.texts] == [f"{value:.2f}" for value in matrix.flatten()]
+    assert [text.get_position() for text in axis.texts[:11]] == [*((column, 0) for column in range(10)), (0, 1)]
+    assert [label.get_text() for label in axis.get_xticklabels()] == names
+    assert [label.get_text() for label in axis.get_yticklabels()] == names
+    assert bar.get_ylabel() == "mean IoU"
+    for text, value in zip(axis.texts, matrix.flatten().tolist(), strict=True):
+        assert contrast(text.get_color(), axis.images[0].to_rgba(value)[:3]) > 4.5
+    for label in (*axis.get_xticklabels(), *axis.get_yticklabels(), *bar.get_yticklabels(), bar.yaxis.label):
+        assert label.get_color() == INK
+
+
+def test_a_matrix_of_equal_values_is_drawn() -> None:
+    figure = show_similarity(torch.ones(2, 2), ["a", "b"], label="agreement", axis=plt.subplots()[1])
+    figure.canvas.draw()
+    assert figure.axes[1].get_ylabel() == "agreement"
+
+
+def test_class_overlap_shows_sites_in_order_with_their_intervals() -> None:
+    def overlap(within: float, between: float) -> ClassOverlap:
+        return ClassOverlap(*(Interval(v, v - 0.05, v + 0.1) for v in (within, between, within - between)))
+
+    found = {"relu_0": overlap(0.2, 0.1), "relu_1": overlap(0.6, 0.3), "all": overlap(0.9, 0.8)}
+    figure = show_class_overlap(found)
+    axis = figure.axes[0]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in axis.lines}
+    assert lines == {"same class": [0.2, 0.6], "different classes": [0.1, 0.3]}
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["relu_0", "relu_1"]
+    corners = axis.collections[0].get_paths()[0].vertices
+    assert min(corners[:, 1]) == pytest.approx(0.15)
+    assert max(corners[:, 1]) == pytest.approx(0.7)
+    assert axis.get_ylim()[0] == 0
+    other = plt.subplots(1, 2)[1][1]
+    show_class_overlap(found, axis=other)
+    assert [label.get_text() for label in other.get_xticklabels()] == ["relu_0", "relu_1"]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -204,6 +283,13 @@ def test_curves_carry_their_bands() -> None:
         (lambda: show_attributions(torch.rand(1, 3, 4, 4), {"m": torch.rand(2, 4, 4)}), "one per image"),
         (lambda: show_attributions(torch.rand(1, 3, 4, 4), {"m": torch.full((1, 4, 4), float("nan"))}), "NaN"),
         (lambda: show_attributions(torch.rand(1, 3, 4, 4), {"m": torch.rand(1, 4, 4)}, percentile=0), "percentile"),
+        (lambda: show_decoded({}), "at least one method"),
+        (lambda: show_decoded({"a": decoded(1), "b": decoded(2)}), "{'a': 1, 'b': 2}"),
+        (lambda: show_decoded({"a": decoded(2)}, titles=["one"]), "1 titles for 2 images"),
+        (lambda: show_similarity(torch.ones(2, 3), ["a", "b"]), "for 2 names"),
+        (lambda: show_similarity(torch.ones(0, 0), []), "for 0 names"),
+        (lambda: show_similarity(torch.full((1, 1), float("nan")), ["a"]), "finite"),
+        (lambda: show_class_overlap({"all": ClassOverlap(*3 * [Interval(1, 1, 1)])}), "no site"),
         (lambda: show_curves([0, 1], {"a": ([1], [1], [1])}, xlabel="", ylabel=""), "positions"),
         (lambda: show_curves([0], {"a": ([1], [2], [3])}, xlabel="", ylabel=""), "leaves its band"),
     ],

@@ -1,6 +1,26 @@
-"""What a pathway is worth: measures per input, and intervals over inputs."""
+"""What a pathway is worth: measures per input, overlap over inputs, and the intervals of both."""
 
-from .pathways import confidence, dead_share, prediction_kept
+from .pathways import (
+    ClassOverlap,
+    class_overlap,
+    class_similarity,
+    confidence,
+    dead_share,
+    method_similarity,
+    pairwise_iou,
+    prediction_kept,
+)
 from .statistics import Interval, bootstrap_interval
 
-__all__ = ["Interval", "bootstrap_interval", "confidence", "dead_share", "prediction_kept"]
+__all__ = [
+    "ClassOverlap",
+    "Interval",
+    "bootstrap_interval",
+    "class_overlap",
+    "class_similarity",
+    "confidence",
+    "dead_share",
+    "method_similarity",
+    "pairwise_iou",
+    "prediction_kept",
+]

@@ -1,0 +1,307 @@
+"""Chapter 3: contributions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..contributions import Contributions, taylor
+from ..evaluation import dead_share
+from ..neurons import masked, observe
+from ..pathway import Pathway
+from .judging import (
+    Answer,
+    Verdict,
+    as_tensors,
+    call_answer,
+    judge,
+    network_and_pathway,
+    observed,
+    shape_of,
+    small_network,
+)
+
+
+def check_channel_contribution(answer: Answer) -> Verdict:
+    """Check ``answer(model, x, site) -> (B, C)``: the size of each channel's first-order contribution at one site.
+
+    The channel is removed at all its positions, for the predicted class: |Σ_positions a ∂Φ_t/∂a|.
+
+    Example:
+        >>> check_channel_contribution(lambda model, x, site: taylor(model, x).scores[site].sum((2, 3)).abs())
+        ✓ right: the size of each channel's first-order contribution
+        >>> check_channel_contribution(lambda model, x, site: taylor(model, x).scores[site].abs().sum((2, 3)))
+        ✗ the absolute value comes too early: positions of a channel may cancel, so sum first
+    """
+
+    def scores(combine: Callable[[Tensor], Tensor]) -> Answer:
+        return lambda model, x, site: combine(taylor(model, x).scores[site])
+
+    def gradient(model: nn.Module, x: Tensor, site: int) -> Tensor:
+        seen = observe(model, x.requires_grad_())
+        return torch.autograd.grad(seen.logits.amax(1).sum(), seen.post[site])[0]
+
+    def of_all_logits(model: nn.Module, x: Tensor, site: int) -> Tensor:
+        classes = model(x).shape[1]
+        return sum((taylor(model, x, t).scores[site] for t in range(classes)), torch.zeros(())).sum((2, 3)).abs()
+
+    return judge(
+        answer,
+        tuple(partial(_network_and_site, seed, site) for seed in (1, 3) for site in (0, 1)),
+        scores(lambda c: c.sum((2, 3)).abs()),
+        {
+            "the absolute value comes too early: positions of a channel may cancel, so sum first": (
+                scores(lambda c: c.abs().sum((2, 3)))
+            ),
+            "the absolute value is missing: the size of the contribution is asked for": scores(lambda c: c.sum((2, 3))),
+            "this is the mean over the positions: removing a channel removes them all, so sum": (
+                scores(lambda c: c.mean((2, 3)).abs())
+            ),
+            "these are the neurons' scores: sum over the positions of each channel": scores(lambda c: c.abs()),
+            "the channels are summed: keep them, and sum over rows and columns": scores(lambda c: c.sum(1).abs()),
+            "this is averaged over the batch: return one row per input, shape (B, C)": (
+                scores(lambda c: c.sum((2, 3)).abs().mean(0))
+            ),
+            "the response is averaged over the batch, which divides every score by B: sum it instead": (
+                scores(lambda c: c.sum((2, 3)).abs() / len(c))
+            ),
+            "this is the gradient alone: multiply it by the activation before you sum": (
+                lambda model, x, site: gradient(model, x, site).sum((2, 3)).abs()
+            ),
+            "this explains class 0 for every input: take each input's predicted class": (
+                lambda model, x, site: taylor(model, x, 0).scores[site].sum((2, 3)).abs()
+            ),
+            "this explains the sum of all logits: take each input's predicted one": of_all_logits,
+        },
+        "right: the size of each channel's first-order contribution",
+    )
+
+
+def _network_and_site(seed: int, site: int) -> tuple[nn.Sequential, Tensor, int]:
+    """Return a small network, inputs and the index of a site."""
+    return *small_network(seed), site
+
+
+def _scores(seed: int) -> tuple[tuple[Tensor, Tensor], int]:
+    """Return signed scores of two sites and k. Some are 0; for even seeds, many are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    sites = torch.randn(3, 2, 4, 4, generator=generator), 0.2 * torch.randn(3, 12, generator=generator)
+    first, second = (site * (torch.rand(site.shape, generator=generator) < 0.6) for site in sites)
+    if seed % 2 == 0:
+        first, second = first.round(), (5 * second).round()
+    return (first, second), 10 if seed < 4 else 40
+
+
+def _keep(scores: Sequence[Tensor], count: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """Join the sites, mark neurons, take the sites apart again."""
+    flat = torch.cat([score.flatten(1) for score in scores], 1)
+    parts = torch.split(count(flat), [score[0].numel() for score in scores], 1)
+    return tuple(part.view(score.shape) for part, score in zip(parts, scores, strict=True))
+
+
+def _top(values: Tensor, k: int) -> Tensor:
+    chosen = values.topk(min(k, values.shape[1]), 1).indices
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, chosen, True)
+
+
+def check_top_k(answer: Answer) -> Verdict:
+    """Check ``answer(scores, k) -> masks``: the k largest absolute scores of each input, over all sites together.
+
+    ``scores`` is a tuple of tensors ``(B, ...)``; a score of 0 is never kept; of equal scores any may be kept.
+
+    Example:
+        >>> def kept(flat, k):  # topk breaks ties, so that exactly k are kept
+        ...     chosen = torch.zeros_like(flat, dtype=torch.bool)
+        ...     return chosen.scatter(1, flat.topk(min(k, flat.shape[1])).indices, True) & (flat > 0)
+        >>> check_top_k(lambda scores, k: _keep(scores, lambda flat: kept(flat.abs(), k)))
+        ✓ right: the k largest absolute scores of each input, never one of 0
+    """
+    mistakes: dict[str, Answer] = {
+        "the signed scores are ranked: a strongly negative contribution counts too, so take absolute values": (
+            lambda scores, k: _keep(scores, lambda flat: _top(flat, k) & (flat != 0))
+        ),
+        "each site keeps its own k: rank the neurons of all sites together": (
+            lambda scores, k: tuple(
+                _keep([score], lambda flat: _top(flat.abs(), k) & (flat != 0))[0] for score in scores
+            )
+        ),
+        "each site keeps an equal part of k: rank the neurons of all sites together": (
+            lambda scores, k: tuple(
+                _keep([score], lambda flat: _top(flat.abs(), k // len(scores)) & (flat != 0))[0] for score in scores
+            )
+        ),
+        "the inputs of the batch compete for k places: rank each input's neurons apart": (
+            lambda scores, k: _keep(scores, lambda flat: _top(flat.abs().view(1, -1), k).view_as(flat) & (flat != 0))
+        ),
+        "the masks are inverted: True keeps a neuron": (
+            lambda scores, k: _keep(scores, lambda flat: ~(_top(flat.abs(), k) & (flat != 0)))
+        ),
+        "the smallest scores are kept": (
+            lambda scores, k: _keep(scores, lambda flat: _top(-flat.abs(), k) & (flat != 0))
+        ),
+    }
+    distinct = [seed for seed in range(6) if seed % 2]
+    results: dict[int, tuple[Tensor, ...]] = {}
+    for seed in range(6):
+        scores, k = _scores(seed)
+        value = call_answer(answer, (tuple(score.clone() for score in scores), k))
+        if isinstance(value, Verdict):
+            return value
+        masks = as_tensors(value)
+        if masks is None or [mask.shape for mask in masks] != [score.shape for score in scores]:
+            got = f"shape {shape_of(masks)}" if masks else f"a {type(value).__name__}"
+            return Verdict(False, f"you returned {got}; return one mask per site, shaped like its scores")
+        results[seed] = tuple(mask != 0 for mask in masks)
+    for message, mistake in mistakes.items():
+        if all(_same_but_zeros(results[seed], mistake(*_scores(seed)), _scores(seed)[0]) for seed in distinct):
+            return Verdict(False, message)
+    # First what goes wrong with distinct scores, then what ties bring to light.
+    for seed in sorted(results, key=lambda seed: seed not in distinct):
+        scores, k = _scores(seed)
+        size = torch.cat([score.flatten(1) for score in scores], 1).abs()
+        kept = torch.cat([mask.flatten(1) for mask in results[seed]], 1)
+        if bool((kept & (size == 0)).any()):
+            return Verdict(
+                False, "neurons of score 0 are kept: where fewer than k scores differ from 0, keep only those"
+            )
+        wanted = (size > 0).sum(1).clamp(max=k)
+        if bool((kept.sum(1) != wanted).any()):
+            row = int((kept.sum(1) != wanted).nonzero()[0])
+            why = "" if seed in distinct else " (many scores are equal here: a threshold keeps too many or too few)"
+            return Verdict(False, f"{int(kept[row].sum())} neurons are kept where it should be {int(wanted[row])}{why}")
+        least, most = size.masked_fill(~kept, torch.inf).amin(1), size.masked_fill(kept, 0).amax(1)
+        if bool((least < most).any()):
+            return Verdict(
+                False, "the number is right, but a removed neuron has a larger absolute score than a kept one"
+            )
+    return Verdict(True, "right: the k largest absolute scores of each input, never one of 0")
+
+
+def _same_but_zeros(given: Sequence[Tensor], wrong: Sequence[Tensor], scores: Sequence[Tensor]) -> bool:
+    """Tell whether two answers agree, also where the given one keeps scores of 0."""
+    return all(bool(((a == b) | (score == 0)).all()) for a, b, score in zip(given, wrong, scores, strict=True))
+
+
+def _with_empty(seed: int) -> tuple[nn.Sequential, Tensor, Pathway]:
+    """Return a network, inputs and a random pathway that is empty for the first input of odd seeds."""
+    model, x, pathway = network_and_pathway(seed)
+    if seed % 2:
+        some = torch.ones(len(x), dtype=torch.bool)
+        some[0] = False
+        masks = tuple(mask & some.view(-1, *[1] * (mask.ndim - 1)) for mask in pathway.masks)
+        pathway = Pathway(masks, pathway.sites)
+    return model, x, pathway
+
+
+def check_dead_share(answer: Answer) -> Verdict:
+    """Check ``answer(model, x, pathway) -> (B,)``: the share of each pathway's neurons that are dead on its input.
+
+    Example:
+        >>> check_dead_share(lambda model, x, pathway: dead_share(pathway, observe(model, x)))
+        ✓ right: the share of the pathway that is dead in the whole network
+    """
+
+    def active(model: nn.Module, x: Tensor) -> Pathway:
+        return observed(model, x).active()
+
+    def in_masked_run(model: nn.Module, x: Tensor, pathway: Pathway) -> Tensor:
+        with masked(pathway):
+            return dead_share(pathway, active(model, x))
+
+    def right(model: nn.Module, x: Tensor, pathway: Pathway) -> Tensor:
+        return dead_share(pathway, active(model, x))
+
+    def dead_kept(model: nn.Module, x: Tensor, pathway: Pathway) -> Tensor:
+        return (pathway & ~active(model, x)).sizes
+
+    return judge(
+        answer,
+        tuple(partial(_with_empty, seed) for seed in range(4)),
+        right,
+        {
+            "an empty pathway gives 0 / 0 = nan: let its share be 0": (
+                lambda model, x, pathway: dead_kept(model, x, pathway) / pathway.sizes
+            ),
+            "dead is measured in the pathway network: run the whole network, without masks": in_masked_run,
+            "this divides by all N neurons: divide by the number of neurons in the pathway": (
+                lambda model, x, pathway: dead_kept(model, x, pathway) / pathway.neurons
+            ),
+            "this is the share of the dead neurons that are kept: divide by the size of the pathway": (
+                lambda model, x, pathway: dead_kept(model, x, pathway) / (~active(model, x)).sizes
+            ),
+            "this is the share of the whole network that is dead: look at the pathway's neurons only": (
+                lambda model, x, pathway: (~active(model, x)).sizes / pathway.neurons
+            ),
+            "this is the active share: count the dead neurons": (
+                lambda model, x, pathway: (pathway & active(model, x)).sizes / pathway.sizes.clamp(min=1)
+            ),
+            "this is a number of neurons: divide by the size of the pathway": dead_kept,
+            "this is averaged over the batch: return one share per input, shape (B,)": (
+                lambda *arguments: right(*arguments).mean()
+            ),
+            "this pools the batch: return one share per input, shape (B,)": (
+                lambda model, x, pathway: dead_kept(model, x, pathway).sum() / pathway.sizes.sum()
+            ),
+        },
+        "right: the share of the pathway that is dead in the whole network",
+    )
+
+
+def check_blind_spot(answer: Answer) -> Verdict:
+    """Check ``answer() -> (model, x)``: a neuron whose first-order score is 0, and whose removal changes the response.
+
+    ``x`` is one input. The response is that of the predicted class, and it has to change by at least 1.
+
+    Example:
+        >>> check_blind_spot(lambda: small_network(0))
+        ✗ x holds 5 inputs; give one, of shape (1, ...)
+    """
+    value = call_answer(answer, ())
+    if isinstance(value, Verdict):
+        return value
+    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module)):
+        return Verdict(False, "return two things: the network, and one input of shape (1, ...)")
+    model, x = value
+    try:
+        first_order = taylor(model, x)
+        if len(x) != 1:
+            return Verdict(False, f"x holds {len(x)} inputs; give one, of shape (1, ...)")
+        neurons = sum(score[0].numel() for score in first_order.scores)
+        if neurons > 1_000:
+            return Verdict(False, f"the network has {neurons:,} neurons; a handful is enough, at most 1,000")
+        lost = _ablate(model, x, first_order)
+    except Exception as error:  # a reader's network may fail in any way
+        return Verdict(False, f"your network could not be run: {str(error).splitlines()[0]}")
+    score = torch.cat([part.flatten() for part in first_order.scores])
+    blind = lost.abs().masked_fill(score.abs() > 1e-6, 0)
+    if float(blind.max()) >= 1 - 1e-6:
+        return Verdict(
+            True, f"right: a neuron scores 0, and without it the response changes by {float(blind.max()):.2f}"
+        )
+    if float(lost.abs().max()) < 1 - 1e-6:
+        return Verdict(
+            False, f"no neuron changes the response by 1 when it is removed; at most {float(lost.abs().max()):.2f}"
+        )
+    at = int(lost.abs().argmax())
+    return Verdict(
+        False,
+        f"removing a neuron changes the response by {float(lost[at].abs()):.2f}, but it scores {float(score[at]):.2f}, "
+        "not 0: put it before a neuron that is dead now and wakes up without it",
+    )
+
+
+def _ablate(model: nn.Module, x: Tensor, scores: Contributions) -> Tensor:
+    """Return what the response loses without each neuron, one at a time, all sites in a row: ``(N,)``."""
+    sizes = [score[0].numel() for score in scores.scores]
+    parts = torch.split(~torch.eye(sum(sizes), dtype=torch.bool), sizes, 1)
+    masks = tuple(part.reshape(-1, *score.shape[1:]) for part, score in zip(parts, scores.scores, strict=True))
+    assert scores.targets is not None
+    target = int(scores.targets)
+    with torch.no_grad():
+        whole: Tensor = model(x)[0, target]
+        with masked(Pathway(masks, scores.sites)):
+            without: Tensor = model(x.expand(sum(sizes), *x.shape[1:]))[:, target]
+    return whole - without
