@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,11 @@ class Site:
     def name(self) -> str:
         """Name of the site, such as ``relu_0``: its kind and its position in the run."""
         return f"{self.kind}_{self.index}"
+
+    def activate(self, pre: Tensor) -> Tensor:
+        """Apply the activation so that a backward pass works, also where ``pre`` is about to be overwritten."""
+        # The backward pass of a ReLU reads its result, that of the others what they were given.
+        return self.function(pre.clone() if self.in_place and self.kind != "relu" else pre)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +177,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def run(model: nn.Module, x: Tensor, visitor: Visitor) -> Tensor:
+def run(
+    model: nn.Module, x: Tensor, visitor: Visitor, within: AbstractContextManager[object] | None = None
+) -> Tensor:
     """Run ``model`` on ``x`` with ``visitor`` called at every site; return the logits ``(B, K)``.
 
     The building block of everything that watches or changes activations. Parameters get no gradients; ``x`` gets
@@ -182,12 +189,13 @@ def run(model: nn.Module, x: Tensor, visitor: Visitor) -> Tensor:
         model: a network in eval mode.
         x: images ``(B, ...)``.
         visitor: gets the :class:`Site` and the pre-activation, returns what the network goes on with.
+        within: a context that the network runs in; a function mode there sees every call before the visitor does.
 
     Raises:
         PathwayError: if ``model`` or ``x`` cannot be used, or no activation call was seen.
     """
     check_model(model, x)
-    with frozen(model), _Interception(visitor) as interception:
+    with frozen(model), _Interception(visitor) as interception, within or nullcontext():
         logits = model(x.clone())  # a network may change its input in place; the caller's images stay as they are
     if not interception.calls:
         raise PathwayError(
