@@ -18,8 +18,6 @@ import torch
 from .errors import PathwayError
 from .files import atomic_write
 
-_PROVENANCE = "provenance.json"
-
 
 class ResultStore:
     """A folder of result tables, each computed once: a run that was stopped goes on where it stopped.
@@ -34,18 +32,16 @@ class ResultStore:
         [0, 1, 4]
         >>> store.table("squares", lambda: 1 / 0)["square"].tolist()  # read, not computed
         [0, 1, 4]
-        >>> sorted(store.provenance["squares"])
+        >>> sorted(store.provenance("squares"))
         ['commit', 'finished', 'minutes', 'rows', 'settings', 'threads', 'versions']
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """How each table came about, by its name."""
-        path = self.folder / _PROVENANCE
-        return json.loads(path.read_text()) if path.exists() else {}
+    def provenance(self, name: str) -> dict[str, Any]:
+        """Return how a stored table came about: the JSON file beside it."""
+        return dict(json.loads((self.folder / f"{name}.json").read_text()))
 
     def table(
         self,
@@ -66,7 +62,7 @@ class ResultStore:
         path = self.folder / f"{name}.csv"
         settings = json.loads(json.dumps(settings or {}))
         if path.exists():
-            noted = self.provenance.get(name, {}).get("settings", {})
+            noted = self.provenance(name)["settings"]
             if noted != settings:
                 raise PathwayError(
                     f"{path} was computed with {noted}, not with {settings}; remove it, or give another folder"
@@ -77,10 +73,9 @@ class ResultStore:
         if frame.empty:
             raise PathwayError(f"no rows were computed for {name}")
         minutes = (time.perf_counter() - start) / 60
-        noted = self.provenance | {name: _provenance(minutes, len(frame), settings)}
-        # The provenance first: a table without one would be a number of unknown origin.
-        with atomic_write(self.folder / _PROVENANCE) as temporary:
-            temporary.write_text(json.dumps(noted, indent=1, sort_keys=True) + "\n")
+        # The provenance first: a table without one would be numbers of unknown origin.
+        with atomic_write(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(_provenance(minutes, len(frame), settings), indent=1) + "\n")
         with atomic_write(path) as temporary:
             frame.to_csv(temporary, index=False, float_format="%.6g")
         return pd.read_csv(path)  # as every later reader gets it
