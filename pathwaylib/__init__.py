@@ -22,6 +22,7 @@ from .evaluation import (
 )
 from .files import cache_dir
 from .interactive import InteractiveFigure, pathway_figure
+from .linearity import Binding, KinkDistance, LinearRegion, first_kink, linear_pieces, linear_region
 from .neurons import Activations, masked, observe
 from .notebook import setup
 from .pathway import Pathway
@@ -46,6 +47,7 @@ __all__ = [
     "Activations",
     "ActiveNeurons",
     "Augment",
+    "Binding",
     "ClassOverlap",
     "Contributions",
     "Decoded",
@@ -54,6 +56,8 @@ __all__ = [
     "ImageSet",
     "InteractiveFigure",
     "Interval",
+    "KinkDistance",
+    "LinearRegion",
     "NeuronIntGrad",
     "NeuronMCT",
     "Pathway",
@@ -71,7 +75,10 @@ __all__ = [
     "confidence",
     "dead_share",
     "decode_pathway",
+    "first_kink",
     "integrated_gradients",
+    "linear_pieces",
+    "linear_region",
     "load_model",
     "load_results",
     "masked",

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pad_sequence
 
-from .errors import PathwayError
+from .errors import PathwayError, require_at_least_one
 from .linearity import KinkDistance, walk
-from .neurons import Target, check_model, masked, observe, record, resolve_target, response, run
+from .neurons import Target, check_model, masked, observe, record, resolve_target, response, targets_of
 from .pathway import Pathway
 from .ranking import kept_neurons, largest
 from .rerun import Rerun
@@ -141,8 +141,8 @@ def integrated_gradients(
         >>> torch.allclose(scores.scores[0].sum(1), lost)
         True
     """
-    _check_at_least_one(n_steps=n_steps, batch_size=batch_size)
-    targets = _targets(model, x, target, batch_size)
+    require_at_least_one(n_steps=n_steps, batch_size=batch_size)
+    targets = targets_of(model, x, target, batch_size)
     parts = []
     for images, classes in zip(x.detach().split(batch_size), targets.split(batch_size), strict=True):
         # As many steps at once as the batch has room for, the same number each time.
@@ -226,8 +226,8 @@ def ablation(model: nn.Module, x: Tensor, target: Target = None, *, batch_size: 
         >>> torch.allclose(exact.scores[0], estimated.scores[0], atol=1e-6)
         True
     """
-    _check_at_least_one(batch_size=batch_size)
-    targets = _targets(model, x, target, batch_size)
+    require_at_least_one(batch_size=batch_size)
+    targets = targets_of(model, x, target, batch_size)
     parts = []
     for image, chosen in zip(x.detach().split(1), targets.split(1), strict=True):
         with torch.no_grad():
@@ -292,11 +292,11 @@ def shapley(
         >>> torch.allclose(values.scores[0], taylor(net, x).scores[0], atol=1e-6)  # nothing interacts here
         True
     """
-    _check_at_least_one(batch_size=batch_size)
+    require_at_least_one(batch_size=batch_size)
     if permutations < 2:
         raise PathwayError(f"permutations is {permutations}; standard errors need at least 2")
     generator = generator or torch.Generator().manual_seed(0)
-    targets = _targets(model, x, target, batch_size)
+    targets = targets_of(model, x, target, batch_size)
     parts = []
     for image, chosen in zip(x.detach().split(1), targets.split(1), strict=True):
         with torch.no_grad():
@@ -325,19 +325,6 @@ def _gains(
         with masked(Pathway(inside, like.sites), runs=1):
             responses.append(model(_repeat(image, len(rounds)))[:, int(target)])
     return torch.cat(responses).diff()[turns - 1]
-
-
-def _check_at_least_one(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise PathwayError(f"{name} is {count}; give at least 1")
-
-
-def _targets(model: nn.Module, x: Tensor, target: Target, batch_size: int) -> Tensor:
-    check_model(model, x)
-    with torch.no_grad():
-        logits = torch.cat([run(model, part, lambda site, z: site.function(z)) for part in x.split(batch_size)])
-    return resolve_target(logits, target)
 
 
 def _repeat(images: Tensor, times: int) -> Tensor:

@@ -16,3 +16,17 @@ class PathwayError(ValueError):
         ...     print(error)
         sparsity is 1.2; give a number in [0, 1), for example 0.9
     """
+
+
+def require_at_least_one(**counts: int) -> None:
+    """Raise :class:`PathwayError` where a count is not a whole number of at least 1.
+
+    Example:
+        >>> require_at_least_one(n_steps=32, batch_size=0)
+        Traceback (most recent call last):
+        ...
+        pathwaylib.errors.PathwayError: batch_size is 0; give a whole number of at least 1
+    """
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise PathwayError(f"{name} is {count!r}; give a whole number of at least 1")

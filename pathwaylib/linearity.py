@@ -44,7 +44,7 @@ _LINEAR = _words(
     "avgpool1d avgpool2d avgpool3d adaptiveavgpool1d adaptiveavgpool2d adaptiveavgpool3d pad interpolate upsample "
     "reshape reshapeas view viewas flatten unflatten ravel permute transpose swapaxes movedim t squeeze unsqueeze "
     "expand expandas broadcastto repeat repeatinterleave tile roll flip narrow select indexselect getitem setitem "
-    "split splitwithsizes tensorsplit chunk unbind iter unfold fold pixelshuffle pixelunshuffle channelshuffle "
+    "split splitwithsizes tensorsplit chunk unbind unfold fold pixelshuffle pixelunshuffle channelshuffle "
     "clone contiguous to type typeas float double half bfloat16 cpu cuda copy maskedfill alias T mT"
 )
 _LINEAR_IN_EVAL = {"batchnorm", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout"}
@@ -474,7 +474,8 @@ def _check_linear(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], depe
             "ReLU, ReLU6, leaky ReLU, 2-d max-pooling and functions linear in evaluation mode (convolution, batch "
             "normalisation, average pooling, sums, ...) are"
         )
-    if not all(_moves(tensor) for tensor in _tensors(result)):
+    results = _tensors(result)
+    if plain != "setitem" and not (results and all(_moves(tensor) for tensor in results)):
         raise PathwayError(f"the network hides from gradients how the result of {name} depends on the image")
 
 
@@ -606,6 +607,8 @@ class _Probe(_Watch):
         plus: Tensor,
         minus: Tensor | None = None,
     ) -> None:
+        if not len(gap):
+            return
         rates = rate.flatten(1)[:, entries]
         self.nodes.append(_Node(len(self.nodes), name, z.shape[1:], entries, rates, gap, plus, minus))
 

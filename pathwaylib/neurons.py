@@ -424,3 +424,15 @@ def resolve_target(logits: Tensor, target: Target = None) -> Tensor:
     if bool(((chosen < 0) | (chosen >= classes)).any()):
         raise PathwayError(f"target {chosen.tolist()} is out of range; the network has classes 0 to {classes - 1}")
     return chosen.long()
+
+
+def targets_of(model: nn.Module, x: Tensor, target: Target = None, batch_size: int | None = None) -> Tensor:
+    """Run ``model`` in batches and return the target of each input, as :func:`resolve_target` does.
+
+    Raises:
+        PathwayError: if ``model`` or ``x`` cannot be used, or a target is out of range.
+    """
+    check_model(model, x)
+    with torch.no_grad():
+        logits = torch.cat([model(part.clone()) for part in x.detach().split(batch_size or len(x))])
+    return resolve_target(logits, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -138,6 +138,30 @@ class Pathway:
         targets = None if self.targets is None else self.targets[index]
         return Pathway(tuple(mask[index] for mask in self.masks), self.sites, targets)
 
+    @classmethod
+    def cat(cls, parts: Sequence[Pathway]) -> Pathway:
+        """Put the pathways of several batches together.
+
+        Raises:
+            PathwayError: if there are none, or they are of different networks.
+
+        Example:
+            >>> part = Pathway((torch.tensor([[True, False]]),), ("relu_0",))
+            >>> Pathway.cat([part, ~part]).masks[0].int()
+            tensor([[1, 0],
+                    [0, 1]], dtype=torch.int32)
+        """
+        if not parts:
+            raise PathwayError("there are no pathways to put together; give at least one")
+        for part in parts[1:]:
+            _check_same_network(parts[0], part)
+        targets = [part.targets for part in parts if part.targets is not None]
+        return cls(
+            tuple(torch.cat(masks) for masks in zip(*(part.masks for part in parts), strict=True)),
+            parts[0].sites,
+            torch.cat(targets) if len(targets) == len(parts) else None,
+        )
+
     def to(self, device: torch.device | str) -> Pathway:
         """Return the pathway on ``device``."""
         targets = None if self.targets is None else self.targets.to(device)
@@ -146,12 +170,7 @@ class Pathway:
     def _combine(self, other: Pathway, operation: Callable[[Tensor, Tensor], Tensor]) -> Pathway:
         if not isinstance(other, Pathway):
             raise TypeError(f"a pathway cannot be combined with a {type(other).__name__}")
-        if self.sites != other.sites or any(
-            a.shape[1:] != b.shape[1:] for a, b in zip(self.masks, other.masks, strict=True)
-        ):
-            raise PathwayError(
-                f"the pathways are of different networks: sites {_outline(self)} against {_outline(other)}"
-            )
+        _check_same_network(self, other)
         if len(self) != len(other) and 1 not in (len(self), len(other)):
             raise PathwayError(f"the pathways hold {len(self)} and {len(other)} inputs; compare equal numbers, or one")
         return Pathway(tuple(operation(a, b) for a, b in zip(self.masks, other.masks, strict=True)), self.sites)
@@ -205,6 +224,12 @@ class Pathway:
             return cls(tuple(masks), tuple(sites), targets)
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PathwayError(f"{path} is damaged or not a pathway file ({error}); write it again") from error
+
+
+def _check_same_network(one: Pathway, other: Pathway) -> None:
+    shapes = [[mask.shape[1:] for mask in pathway.masks] for pathway in (one, other)]
+    if one.sites != other.sites or shapes[0] != shapes[1]:
+        raise PathwayError(f"the pathways are of different networks: sites {_outline(one)} against {_outline(other)}")
 
 
 def _outline(pathway: Pathway) -> str:

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .contributions import Contributions, taylor
-from .errors import PathwayError
-from .neurons import Site, Target, check_model, record, resolve_target, response, run
+from .errors import PathwayError, require_at_least_one
+from .neurons import Site, Target, record, resolve_target, response, run, targets_of
 from .pathway import Pathway
 from .ranking import kept_neurons, largest
 
@@ -80,9 +80,8 @@ class GreedyPruning:
 
     def __post_init__(self) -> None:
         kept_neurons(1, self.sparsity)
-        _require_count("steps", self.steps, "the number of rounds")
+        require_at_least_one(steps=self.steps, batch_size=1 if self.batch_size is None else self.batch_size)
         _require_choice("schedule", self.schedule, get_args(Schedule))
-        _require_batch_size(self.batch_size)
 
     def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Pathway:
         """Return the pathway of each image of ``x`` for its target (None: the predicted class)."""
@@ -180,10 +179,9 @@ class DistillationGuidedRouting:
 
     def __post_init__(self) -> None:
         kept_neurons(1, self.sparsity)
-        _require_count("iterations", self.iterations, "the number of steps")
-        _require_count("patience", self.patience, "the number of iterates to wait for a better one")
+        batch_size = 1 if self.batch_size is None else self.batch_size
+        require_at_least_one(iterations=self.iterations, patience=self.patience, batch_size=batch_size)
         _require_choice("start", self.start, get_args(Start))
-        _require_batch_size(self.batch_size)
         if not 0 < self.learning_rate < math.inf:
             raise PathwayError(f"learning_rate is {self.learning_rate}; give a number above 0, for example 0.03")
         if not 0 <= self.momentum < 1:
@@ -335,25 +333,11 @@ def _in_batches(
     batch_size: int | None,
 ) -> Pathway:
     """Select in batches of ``batch_size`` images and join the pathways."""
-    check_model(model, x)
     if batch_size is None or batch_size >= len(x):
         return select(model, x, target)
-    batches = x.detach().split(batch_size)
-    with torch.no_grad():
-        targets = resolve_target(torch.cat([model(batch.clone()) for batch in batches]), target)
-    parts = [select(model, batch, chosen) for batch, chosen in zip(batches, targets.split(batch_size), strict=True)]
-    masks = tuple(torch.cat(masks) for masks in zip(*(part.masks for part in parts), strict=True))
-    return Pathway(masks, parts[0].sites, targets)
-
-
-def _require_count(name: str, value: int, meaning: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise PathwayError(f"{name} is {value!r}; give {meaning}, a whole number of at least 1")
-
-
-def _require_batch_size(batch_size: int | None) -> None:
-    if batch_size is not None:
-        _require_count("batch_size", batch_size, "the number of images to run at once")
+    targets = targets_of(model, x, target, batch_size)
+    batches = zip(x.detach().split(batch_size), targets.split(batch_size), strict=True)
+    return Pathway.cat([select(model, images, chosen) for images, chosen in batches])
 
 
 def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:

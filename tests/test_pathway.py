@@ -312,3 +312,20 @@ def test_one_changed_byte_gives_a_pathway_or_a_clear_error(position: int, change
     except PathwayError:
         return
     assert loaded.neurons == a.neurons
+
+
+def test_cat_puts_batches_together_and_refuses_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = Pathway(
+        (torch.rand(5, 3, generator=generator) > 0.5, torch.rand(5, 2, 2, generator=generator) > 0.5),
+        ("relu_0", "relu_1"),
+        torch.arange(5),
+    )
+    together = Pathway.cat([whole[:2], whole[2:3], whole[3:]])
+    assert torch.equal(together.flatten(), whole.flatten())
+    assert torch.equal(together.targets, whole.targets)
+    assert Pathway.cat([whole, ~whole]).targets is None  # a complement explains no class
+    with pytest.raises(PathwayError, match="no pathways"):
+        Pathway.cat([])
+    with pytest.raises(PathwayError, match="different networks"):
+        Pathway.cat([whole, Pathway(whole.masks[:1], whole.sites[:1])])

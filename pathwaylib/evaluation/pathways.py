@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import PathwayError
+from ..errors import PathwayError, require_at_least_one
 from ..neurons import Activations, Target, check_model, masked, response
 from ..pathway import Pathway
 from .statistics import Interval, bootstrap_interval
@@ -52,8 +52,7 @@ def dead_share(pathway: Pathway, activations: Activations | Pathway) -> Tensor:
 
 def _logits(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_size: int) -> Tensor:
     check_model(model, x)
-    if batch_size < 1:
-        raise PathwayError(f"batch_size is {batch_size}; give the number of inputs to run at once, at least 1")
+    require_at_least_one(batch_size=batch_size)
     if pathway is not None and len(pathway) not in (1, len(x)):
         raise PathwayError(f"the pathway holds {len(pathway)} inputs, the batch {len(x)}; give as many, or one for all")
     parts: list[Tensor] = []
