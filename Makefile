@@ -90,8 +90,9 @@ lint: .venv/stamp-dev  ## ruff, mypy (strict), codespell, notebook hygiene
 	$(BIN)/codespell
 	$(BIN)/python tools/notebooks.py check $(CHAPTERS)
 
-benchmark: .venv/stamp-book  ## time the core against its floor
+benchmark: .venv/stamp-book  ## time the library: against its floor, and against plain code
 	$(BIN)/python benchmarks/core.py
+	$(BIN)/python benchmarks/many_runs.py
 
 experiments: .venv/stamp-book data  ## rerun the full-size experiments (hours), which write experiments/results
 	cd experiments && for notebook in *.ipynb; do $(CURDIR)/$(BIN)/papermill -p profile full "$$notebook" /dev/null; done

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pad_sequence
 
 from .errors import PathwayError, require_at_least_one
-from .linearity import KinkDistance, walk
+from .linearity import KinkDistance, moving, walk
 from .neurons import Target, check_model, masked, observe, record, resolve_target, response, targets_of
 from .pathway import Pathway
 from .ranking import kept_neurons, largest
@@ -171,7 +171,7 @@ def _mean_gradient_of_pieces(rerun: Rerun, site: int, targets: Tensor) -> Tensor
     def next_kink(scale: Tensor) -> Tensor:
         kinks = KinkDistance()
         with torch.no_grad(), forward_ad.dual_level():
-            rerun(site, forward_ad.make_dual(scaled(scale), a), kinks, within=kinks)
+            rerun(site, moving(scaled(scale), a), kinks, within=kinks)
         return torch.full_like(scale, torch.inf) if kinks.distance is None else kinks.distance
 
     inner = walk(next_kink, a.new_zeros(len(a)))
