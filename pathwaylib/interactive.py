@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attribution import PathwayGradient
-from .errors import PathwayError
-from .neurons import Target, masked, observe, resolve_target
+from .errors import PathwayError, require_at_least_one
+from .neurons import Target, masked, observe, resolve_target, response, targets_of
 from .pathway import Pathway
 from .plots import colour_limit
+from .rerun import Rerun
 from .selectors import NeuronMCT, Selector
 
 SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -33,7 +34,7 @@ _MAX_SIDE = 32  # larger maps are averaged down to it, so that large networks gi
 class InteractiveFigure:
     r"""A self-contained interactive figure, shown by Jupyter as HTML.
 
-    Built by functions such as :func:`pathway_figure`. Its root element has the class ``pathwaylib-figure`` and, as
+    Built by :func:`pathway_figure` and :func:`neuron_figure`. Its root element has the class ``pathwaylib-figure`` and, as
     key, a hash of its content, so that the same figure always gives the same HTML.
 
     Args:
@@ -58,9 +59,13 @@ class InteractiveFigure:
     def html(self) -> str:
         """Return the figure as one HTML fragment that loads nothing."""
         web = files("pathwaylib") / "web"
-        style = (web / f"{self.name}.css").read_text(encoding="utf-8")
-        body = (web / f"{self.name}.html").read_text(encoding="utf-8")
-        script = (web / f"{self.name}.js").read_text(encoding="utf-8")
+
+        def joined(*names: str) -> str:
+            return "".join((web / name).read_text(encoding="utf-8") for name in names)
+
+        style = joined("figure.css", f"{self.name}.css")
+        body = joined(f"{self.name}.html")
+        script = joined(f"{self.name}.js", "figure.js")
         # No "<" in the data: nothing in it can end the script element.
         data = json.dumps(self.data, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
         key = hashlib.sha256("\0".join((style, body, script, data, self.description)).encode()).hexdigest()[:16]
@@ -110,9 +115,7 @@ def pathway_figure(
     with torch.no_grad():
         seen = observe(model, images)
     targets = resolve_target(seen.logits, target)
-    names = [str(k) for k in range(seen.logits.shape[1])] if class_names is None else list(class_names)
-    if len(names) != seen.logits.shape[1]:
-        raise PathwayError(f"{len(names)} class names for a network of {seen.logits.shape[1]} classes; give one each")
+    names = _class_names(class_names, seen.logits.shape[1])
     full = _answers(seen.logits, targets)
     pictures = [
         {"pixels": _bytes(picture), "target": int(t), "full": answer}
@@ -154,6 +157,108 @@ def pathway_figure(
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
     steps = f"{len(sparsities)} sparsities, {min(sparsities):g} to {max(sparsities):g}"
     return InteractiveFigure("pathway", data, f"Pathway, pathway gradient and confidence of {count} at {steps}.")
+
+
+def neuron_figure(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    sites: Sequence[str] | None = None,
+    neurons: int = 6,
+    n_steps: int = 64,
+    target: Target = None,
+    class_names: Sequence[str] | None = None,
+) -> InteractiveFigure:
+    """Build a figure in which a neuron is chosen, and its activation grows from 0 to full.
+
+    Three contributions are readings of it: the tangent's fall (:func:`pathwaylib.taylor`), the response's fall
+    (:func:`pathwaylib.ablation`), and the area under the neuron's slope while its whole site grows
+    (:func:`pathwaylib.integrated_gradients`). A site as a whole can be chosen too.
+
+    Args:
+        model: a network in eval mode.
+        x: one input ``(1, ...)``.
+        sites: names of the sites to choose from, such as ``["relu_3"]``; all of them if left out.
+        neurons: to choose from per site: those of largest Taylor score, and those whose scores differ most.
+        n_steps: steps from 0 to full.
+        target: class to explain; None means the predicted class.
+        class_names: a name per class; numbers if left out.
+
+    Raises:
+        PathwayError: if an argument does not fit the network, or as :func:`pathwaylib.observe`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+        >>> neuron_figure(net, torch.rand(1, 4), n_steps=8)
+        InteractiveFigure('neuron': Response as the activation of a neuron grows from 0 to full, at 2 sites.)
+    """
+    require_at_least_one(neurons=neurons, n_steps=n_steps)
+    targets = targets_of(model, x, target)
+    if len(targets) != 1:
+        raise PathwayError(f"x holds {len(targets)} inputs; give one, of shape (1, ...)")
+    rerun = Rerun(model, x.expand(n_steps + 1, *x.shape[1:]))
+    everyone = [site.name for site in rerun.sites]
+    chosen = everyone if sites is None else list(sites)
+    if not chosen or not set(chosen) <= set(everyone):
+        raise PathwayError(f"sites is {chosen}; choose among {', '.join(everyone)}")
+    data = {
+        "target": _class_names(class_names, rerun.logits.shape[1])[int(targets)],
+        "steps": n_steps,
+        "first": len(chosen) // 2,
+        "sites": [{"name": name, "neurons": _ways(rerun, everyone.index(name), targets, neurons)} for name in chosen],
+    }
+    count = f"{len(chosen)} site{'s' if len(chosen) > 1 else ''}"
+    return InteractiveFigure(
+        "neuron", data, f"Response as the activation of a neuron grows from 0 to full, at {count}."
+    )
+
+
+def _ways(rerun: Rerun, site: int, targets: Tensor, neurons: int) -> list[dict[str, object]]:
+    """Follow a whole site, and its most telling neurons, while they grow from 0 to full."""
+    a = rerun.post[site]
+    steps = len(a) - 1
+    scales = torch.arange(steps + 1).to(a).view(-1, *[1] * (a.ndim - 1)) / steps
+    targets = targets.expand(steps + 1)
+
+    def responses(activation: Tensor) -> Tensor:
+        return response(rerun(site, activation), targets)
+
+    # The slopes at the middle of each step and, last, at full activation: Taylor's.
+    middles = torch.cat([scales[:-1] + 0.5 / steps, scales[-1:]])
+    with torch.enable_grad():
+        leaf = (middles * a).detach().requires_grad_()
+        gradients = torch.autograd.grad(responses(leaf).sum(), leaf, materialize_grads=True)[0]
+    slopes = (a * gradients).flatten(1)
+    along, taylor = slopes[:-1], slopes[-1]
+
+    def way(name: str, alone: Tensor, along: Tensor, taylor: Tensor) -> dict[str, object]:
+        return {"name": name, "alone": _rounded(alone), "along": _rounded(along), "taylor": _rounded(taylor[None])[0]}
+
+    with torch.no_grad():
+        ways = [way("the whole site", responses(scales * a), along.sum(1), taylor.sum())]
+        differing = (along.mean(0) - taylor).abs().argsort(descending=True, stable=True)
+        largest = taylor.abs().argsort(descending=True, stable=True)
+        pairs = torch.stack([largest, differing], 1).flatten().tolist()
+        active = a[0].flatten() != 0
+        for neuron in [j for j in dict.fromkeys(pairs) if active[j]][:neurons]:
+            alone = a.clone()
+            alone.view(steps + 1, -1)[:, neuron] *= scales.flatten()
+            place = np.unravel_index(neuron, a.shape[1:])
+            name = "channel {}, row {}, column {}" if len(place) == 3 else "neuron " + ", ".join(["{}"] * len(place))
+            ways.append(way(name.format(*place), responses(alone), along[:, neuron], taylor[neuron]))
+    return ways
+
+
+def _rounded(values: Tensor) -> list[float]:
+    """Return numbers with the six digits that a drawing needs."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def _class_names(given: Sequence[str] | None, classes: int) -> list[str]:
+    names = [str(k) for k in range(classes)] if given is None else list(given)
+    if len(names) != classes:
+        raise PathwayError(f"{len(names)} class names for a network of {classes} classes; give one each")
+    return names
 
 
 class _Chosen:

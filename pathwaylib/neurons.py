@@ -177,9 +177,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def run(
-    model: nn.Module, x: Tensor, visitor: Visitor, within: AbstractContextManager[object] | None = None
-) -> Tensor:
+def run(model: nn.Module, x: Tensor, visitor: Visitor, within: AbstractContextManager[object] | None = None) -> Tensor:
     """Run ``model`` on ``x`` with ``visitor`` called at every site; return the logits ``(B, K)``.
 
     The building block of everything that watches or changes activations. Parameters get no gradients; ``x`` gets

@@ -79,9 +79,3 @@ const start = (root) => {
   choice.addEventListener("change", show);
   show();
 };
-
-// A notebook may hold the same figure several times; each is started once.
-document.querySelectorAll(`.pathwaylib-figure[data-key="${key}"]:not([data-started])`).forEach((root) => {
-  root.setAttribute("data-started", "");
-  start(root);
-});
