@@ -21,7 +21,7 @@ from .evaluation import (
     prediction_kept,
 )
 from .files import cache_dir
-from .interactive import InteractiveFigure, pathway_figure
+from .interactive import InteractiveFigure, line_figure, pathway_figure
 from .linearity import Binding, KinkDistance, LinearRegion, first_kink, linear_pieces, linear_region
 from .neurons import Activations, masked, observe
 from .notebook import setup
@@ -77,6 +77,7 @@ __all__ = [
     "decode_pathway",
     "first_kink",
     "integrated_gradients",
+    "line_figure",
     "linear_pieces",
     "linear_region",
     "load_model",

@@ -9,7 +9,8 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.resources import files
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from .attribution import PathwayGradient
 from .errors import PathwayError, require_at_least_one
+from .linearity import linear_pieces
 from .neurons import Target, masked, observe, resolve_target, response, targets_of
 from .pathway import Pathway
 from .plots import colour_limit
@@ -34,8 +36,8 @@ _MAX_SIDE = 32  # larger maps are averaged down to it, so that large networks gi
 class InteractiveFigure:
     r"""A self-contained interactive figure, shown by Jupyter as HTML.
 
-    Built by :func:`pathway_figure` and :func:`neuron_figure`. Its root element has the class ``pathwaylib-figure`` and, as
-    key, a hash of its content, so that the same figure always gives the same HTML.
+    Built by :func:`pathway_figure`, :func:`neuron_figure` and :func:`line_figure`. Its root element has the class
+    ``pathwaylib-figure`` and, as key, a hash of its content, so that the same figure always gives the same HTML.
 
     Args:
         name: which script draws it, a file in ``pathwaylib/web``.
@@ -65,7 +67,7 @@ class InteractiveFigure:
 
         style = joined("figure.css", f"{self.name}.css")
         body = joined(f"{self.name}.html")
-        script = joined(f"{self.name}.js", "figure.js")
+        script = joined("plot.js", f"{self.name}.js", "figure.js")
         # No "<" in the data: nothing in it can end the script element.
         data = json.dumps(self.data, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
         key = hashlib.sha256("\0".join((style, body, script, data, self.description)).encode()).hexdigest()[:16]
@@ -252,6 +254,88 @@ def _ways(rerun: Rerun, site: int, targets: Tensor, neurons: int) -> list[dict[s
 def _rounded(values: Tensor) -> list[float]:
     """Return numbers with the six digits that a drawing needs."""
     return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def line_figure(
+    model: nn.Module,
+    x: Tensor,
+    directions: Mapping[str, Tensor],
+    pathways: Mapping[str, Pathway | None],
+    *,
+    length: float = 1.0,
+    target: Target = None,
+    class_names: Sequence[str] | None = None,
+) -> InteractiveFigure:
+    """Build a figure with a slider along a line from an image: the response, its kinks and the current linear piece.
+
+    Kinks are exact, see :func:`pathwaylib.linear_pieces`. Use float64: in single precision short pieces get no
+    meaningful slope.
+
+    Args:
+        model: a piecewise-linear network in eval mode.
+        x: one input ``(1, ...)``.
+        directions: to choose from, by name, each shaped like the input.
+        pathways: networks to compare, by name, the image's pathway or None for the full network.
+        length: of the walk, in lengths of the directions.
+        target: class of the response; None means the full network's prediction.
+        class_names: a name per class; numbers if left out.
+
+    Raises:
+        PathwayError: if an argument does not fit the network, or as :func:`pathwaylib.linear_pieces`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval().double()
+        >>> x = torch.rand(1, 4, dtype=torch.float64)
+        >>> line_figure(net, x, {"up": torch.ones(4)}, {"full network": None})
+        InteractiveFigure('line': Response along 1 line from an image with its linear pieces: full network.)
+    """
+    targets = targets_of(model, x, target)
+    if len(targets) != 1:
+        raise PathwayError(f"x holds {len(targets)} inputs; give one, of shape (1, ...)")
+    if not directions or not pathways:
+        raise PathwayError("give at least one direction and one network, for example {'full network': None}")
+    with torch.no_grad():
+        classes = model(x).shape[1]
+    steps = torch.stack([direction.to(x).view(x.shape[1:]) for direction in directions.values()])
+    networks = []
+    for name, pathway in pathways.items():
+        kinks = linear_pieces(model, x.expand_as(steps), steps, length, pathway)
+        walks = [
+            _walk(model, x, step, found, length, pathway, targets) for step, found in zip(steps, kinks, strict=True)
+        ]
+        networks.append({"name": name, "walks": walks})
+    data = {
+        "target": _class_names(class_names, classes)[int(targets)],
+        "length": float(length),
+        "directions": list(directions),
+        "networks": networks,
+    }
+    count = f"{len(directions)} line{'s' if len(directions) > 1 else ''}"
+    return InteractiveFigure(
+        "line", data, f"Response along {count} from an image with its linear pieces: {', '.join(pathways)}."
+    )
+
+
+def _walk(
+    model: nn.Module,
+    x: Tensor,
+    step: Tensor,
+    kinks: Tensor,
+    length: float,
+    pathway: Pathway | None,
+    targets: Tensor,
+) -> dict[str, list[float]]:
+    """Return where the pieces of a line end, how far the response has changed there, and the pieces' slopes."""
+    ends = torch.cat([kinks.new_zeros(1), kinks, kinks.new_full((1,), length)])
+    inside = nullcontext() if pathway is None else masked(pathway)
+    with torch.no_grad(), inside:
+        responses = [
+            response(model(x + part.view(-1, *[1] * step.ndim) * step), targets.expand(len(part)))
+            for part in ends.split(32)
+        ]
+    values = torch.cat(responses)
+    slopes = values.diff() / ends.diff()
+    return {"ends": _rounded(ends), "values": _rounded(values - values[0]), "slopes": _rounded(slopes)}
 
 
 def _class_names(given: Sequence[str] | None, classes: int) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,82 @@ def dead_in_masked_run(model: nn.Module, x: Tensor, pathway: Pathway) -> Tensor:
     return (pathway & dead).sizes / pathway.sizes.clamp(min=1)
 
 
+def prune_round(
+    model: nn.Module,
+    x: Tensor,
+    pathway: Pathway,
+    k: int,
+    *,
+    inside: bool = True,
+    target: str = "network's",
+    keep: Callable[[tuple[Tensor, ...], int], tuple[Tensor, ...]] | None = None,
+) -> tuple[Tensor, ...]:
+    """One round of greedy pruning that never keeps a score of 0; by default the right one."""
+    chosen = model(x).argmax(1) if target == "network's" else None
+    with masked(pathway) if inside else nullcontext():
+        scores = taylor(model, x, chosen).scores
+    kept = keep(scores, k) if keep else flat_top(scores, k, torch.abs)
+    return tuple(mask & (score != 0) for mask, score in zip(kept, scores, strict=True))
+
+
+def revived_round(model: nn.Module, x: Tensor, pathway: Pathway, k: int) -> tuple[Tensor, ...]:
+    with masked(pathway):
+        scores = taylor(model, x, model(x).argmax(1)).scores
+    kept = prune_round(model, x, pathway, k)
+    return tuple(mask | (score == 0) for mask, score in zip(kept, scores, strict=True))
+
+
+def gate_step(
+    model: nn.Sequential,
+    x: Tensor,
+    gates: tuple[Tensor, ...],
+    eta: float,
+    gamma: float,
+    *,
+    reduction: str = "sum",
+    hard: bool = False,
+    least: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """One step of gradient descent on the routing loss; by default the right one."""
+    gates = tuple(gate.clone().requires_grad_() for gate in gates)
+    wanted = model(x).detach().softmax(1)
+    hidden, remaining = x, iter(gates)
+    for layer in model:
+        hidden = layer(hidden)
+        if isinstance(layer, nn.ReLU):
+            hidden = hidden * next(remaining)
+    loss = nn.functional.cross_entropy(hidden, wanted.argmax(1) if hard else wanted, reduction=reduction)
+    loss = loss + gamma * sum(gate.sum() for gate in gates)
+    slopes = torch.autograd.grad(loss, gates)
+    return tuple((gate - eta * slope).clamp(min=least).detach() for gate, slope in zip(gates, slopes, strict=True))
+
+
+def woken_response(model: nn.Module, x: Tensor, pathway: Pathway, *, elsewhere: bool = False) -> Tensor:
+    before, after = woken(model, x, pathway)
+    awake = pathway & after & ~before
+    with masked(pathway):
+        inside = model(x)
+    with masked(~awake if elsewhere else pathway & ~awake):
+        without = model(x)
+    return (inside - without).gather(1, model(x).argmax(1)[:, None])[:, 0]
+
+
+def wakeful() -> tuple[nn.Module, Tensor]:
+    """Two neurons side by side, of which one gives all of the response: nobody sleeps."""
+    model = nn.Sequential(nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, 0.0]]))
+    return model, torch.ones(1, 2)
+
+
+def mute() -> tuple[nn.Module, Tensor]:
+    """A neuron that nothing depends on."""
+    model, x = wakeful()
+    with torch.no_grad():
+        model[1].weight.zero_()
+    return model, x
+
+
 def blind_but_weak() -> tuple[nn.Module, Tensor]:
     """A network that first-order scores describe exactly: h, then a linear readout of slope 2."""
     model = nn.Sequential(nn.ReLU(), nn.Linear(1, 1)).eval()
@@ -195,6 +273,30 @@ MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
         lambda model, x, pathway: (pathway & ~active(model, x)).sizes / pathway.neurons,
         "all N neurons",
     ),
+    (exercises.check_prune_round, lambda model, x, pathway, k: pathway, "no neuron is removed"),
+    (exercises.check_prune_round, partial(prune_round, inside=False), "some that are out come back"),
+    (exercises.check_prune_round, partial(prune_round, target="pathway's"), "class that the pathway network predicts"),
+    (exercises.check_prune_round, partial(prune_round, keep=per_site), "each site keeps its own k"),
+    (
+        exercises.check_prune_round,
+        partial(prune_round, keep=lambda scores, k: flat_top(scores, k, lambda flat: flat)),
+        "signed",
+    ),
+    (exercises.check_prune_round, revived_round, "revive rule"),
+    (exercises.check_gate_step, lambda model, x, gates, eta, gamma: gates, "given"),
+    (exercises.check_gate_step, partial(gate_step, least=-100.0), "below 0"),
+    (exercises.check_gate_step, partial(gate_step, reduction="mean"), "averaged over the batch"),
+    (exercises.check_gate_step, partial(gate_step, hard=True), "all probabilities"),
+    (exercises.check_gate_step, lambda *given: gate_step(*given[:4], 0.0), "penalty is missing"),
+    (exercises.check_gate_step, lambda *given: gate_step(*given[:4], -given[4]), "penalty is subtracted"),
+    (exercises.check_woken_response, lambda *given: -woken_response(*given), "sign"),
+    (exercises.check_woken_response, lambda *given: woken_response(*given).mean(), "averaged over the batch"),
+    (exercises.check_woken_response, partial(woken_response, elsewhere=True), "from the whole network"),
+    (exercises.check_sleeper, lambda: 3, "two things"),
+    (exercises.check_sleeper, pathwaylib.sleeper_network, "5 neurons"),
+    (exercises.check_sleeper, wakeful, "active on x: {0}"),
+    (exercises.check_sleeper, mute, "empty subset"),
+    (exercises.check_sleeper, lambda: (wakeful()[0], torch.ones(2, 2)), "2 inputs"),
     (exercises.check_blind_spot, lambda: 3, "two things"),
     (exercises.check_blind_spot, blind_but_weak, "scores 2.00"),
 ]

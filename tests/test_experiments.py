@@ -31,3 +31,17 @@ def test_train_subjects_stores_a_network_and_resumes(tmp_path: Path) -> None:
     model = load_model("planted-cnn", folder=folder)
     assert accuracy(model, planted(2000, seed=2)) == pytest.approx(card["test_accuracy"], abs=0.01)
     assert digests[0] == digests[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["critical_pathways", "linear_regions"])
+def test_an_experiment_runs_in_its_quick_profile(experiment: str, tmp_path: Path) -> None:
+    papermill.execute_notebook(
+        EXPERIMENTS / f"{experiment}.ipynb",
+        None,
+        parameters={"profile": "quick", "networks": "cifar10-resnet8", "destination": str(tmp_path)},
+        progress_bar=False,
+    )
+    tables = list(tmp_path.rglob("*.csv"))
+    assert len(tables) >= 2
+    assert all(table.with_suffix(".json").exists() for table in tables)

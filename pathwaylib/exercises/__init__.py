@@ -5,25 +5,35 @@ with the library's, and returns a :class:`Verdict`. Typical mistakes are recogni
 """
 
 from .contributions import check_blind_spot, check_channel_contribution, check_dead_share, check_top_k
+from .decoding import check_ascent_step, check_class_means, check_iou, check_label_selector
 from .judging import Verdict
+from .linearity import check_distance_along, check_layer_radius, check_pool_distance, check_sign_radius_fails
 from .pathway_gradient import check_backward_masked, check_hand_gradient, check_mass_inside, check_sign_flip
 from .pruning import check_gate_step, check_prune_round, check_sleeper, check_woken_response
 from .responses import check_count_dead, check_dead_pathway, check_masked_run, check_woken
 
 __all__ = [
     "Verdict",
+    "check_ascent_step",
     "check_backward_masked",
     "check_blind_spot",
     "check_channel_contribution",
+    "check_class_means",
     "check_count_dead",
     "check_dead_pathway",
     "check_dead_share",
+    "check_distance_along",
     "check_gate_step",
     "check_hand_gradient",
+    "check_iou",
+    "check_label_selector",
+    "check_layer_radius",
     "check_masked_run",
     "check_mass_inside",
+    "check_pool_distance",
     "check_prune_round",
     "check_sign_flip",
+    "check_sign_radius_fails",
     "check_sleeper",
     "check_top_k",
     "check_woken",

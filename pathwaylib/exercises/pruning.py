@@ -13,9 +13,10 @@ from ..contributions import taylor
 from ..neurons import Target, masked, response
 from ..pathway import Pathway
 from .contributions import _keep, _top
-from .judging import PATHWAYS, Answer, Verdict, call_answer, judge, network_and_pathway, observed, small_network
+from .judging import Answer, Verdict, call_answer, judge, network_and_pathway, observed, small_network
 
 _MOST_NEURONS = 3
+_SEEDS = (4, 7, 14, 21)  # neurons wake up in these networks, and the pathways change some predictions
 
 
 def _round(seed: int, k: int) -> tuple[nn.Sequential, Tensor, Pathway, int]:
@@ -55,7 +56,7 @@ def check_prune_round(answer: Answer) -> Verdict:
 
     return judge(
         answer,
-        [partial(_round, seed, k) for seed in range(4) for k in (4, 40)],
+        [partial(_round, seed, k) for seed in _SEEDS for k in (4, 40)],
         inside(largest),
         {
             "no neuron is removed: of the pathway's neurons keep the k of largest score": (
@@ -214,7 +215,7 @@ def check_woken_response(answer: Answer) -> Verdict:
 
     return judge(
         answer,
-        PATHWAYS,
+        [partial(network_and_pathway, seed) for seed in _SEEDS],
         right,
         {
             "nothing is lost: observe the network a second time, inside `with masked(pathway):`, to find who woke up": (
@@ -222,9 +223,6 @@ def check_woken_response(answer: Answer) -> Verdict:
             ),
             "the sign is wrong: it is the response of the pathway network minus that without its woken neurons": (
                 lambda *arguments: -right(*arguments)
-            ),
-            "all dead neurons of the pathway are removed: those still asleep may wake only then, so remove the woken": (
-                lambda model, x, pathway: lost(model, x, pathway, pathway & ~observed(model, x).active())
             ),
             "this compares with the whole network: compare with the pathway network": (
                 lambda model, x, pathway: response(
