@@ -21,7 +21,7 @@ from .evaluation import (
     prediction_kept,
 )
 from .files import cache_dir
-from .interactive import InteractiveFigure, line_figure, pathway_figure
+from .interactive import InteractiveFigure, line_figure, neuron_figure, pathway_figure
 from .linearity import Binding, KinkDistance, LinearRegion, first_kink, linear_pieces, linear_region
 from .neurons import Activations, masked, observe
 from .notebook import setup
@@ -85,6 +85,7 @@ __all__ = [
     "masked",
     "method_similarity",
     "model_card",
+    "neuron_figure",
     "observe",
     "pairwise_iou",
     "pathway_figure",

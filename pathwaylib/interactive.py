@@ -173,7 +173,7 @@ def neuron_figure(
 ) -> InteractiveFigure:
     """Build a figure in which a neuron is chosen, and its activation grows from 0 to full.
 
-    Three contributions are readings of it: the tangent's fall (:func:`pathwaylib.taylor`), the response's fall
+    Three contributions are readings of it: the tangent's rise (:func:`pathwaylib.taylor`), the response's rise
     (:func:`pathwaylib.ablation`), and the area under the neuron's slope while its whole site grows
     (:func:`pathwaylib.integrated_gradients`). A site as a whole can be chosen too.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pathwaylib
-from pathwaylib import Pathway, exercises, masked, observe, taylor
+from pathwaylib import Contributions, NeuronMCT, Pathway, exercises, masked, observe, taylor
 from pathwaylib.exercises import Verdict
 
 CHAPTERS = sorted((Path(__file__).parents[1] / "book").glob("*.ipynb"))
@@ -213,6 +213,62 @@ def alive_pathway() -> tuple[nn.Module, Tensor, Pathway]:
     return model, torch.ones(1, 2), Pathway((torch.ones(1, 2, dtype=torch.bool),), ("relu_0",))
 
 
+def iou_of_rows(one: Tensor, other: Tensor) -> Tensor:
+    return (one & other).sum(1) / (one | other).sum(1)
+
+
+def class_means(ious: Tensor, labels: Tensor, away: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Mean over same-class pairs, with ``away`` taken from the diagonal but its places counted, and over the others."""
+    same = labels[:, None] == labels
+    return (ious - away * torch.eye(len(ious)))[same].mean(), ious[~same].mean()
+
+
+def mask_by(draw: Callable[[Tensor, Tensor], int]) -> Callable[..., Pathway]:
+    """A selector that keeps random neurons, drawn anew from the seed that ``draw(image, logits)`` gives."""
+
+    def selector(model: nn.Module, x: Tensor, sparsity: float) -> Pathway:
+        seen = observe(model, x)
+        rows = []
+        for image, logits in zip(x, seen.logits, strict=True):
+            generator = torch.Generator().manual_seed(draw(image, logits))
+            rows.append([torch.rand(a.shape[1:], generator=generator) for a in seen.post])
+        scores = tuple(torch.stack(site) for site in zip(*rows, strict=True))
+        return Contributions(scores, seen.sites).top(sparsity)
+
+    return selector
+
+
+def frequent_in_class(model: nn.Module, x: Tensor, sparsity: float) -> Pathway:
+    """The neurons that are active most often in the predicted class, among the inputs of the batch."""
+    seen = observe(model, x)
+    predicted = seen.logits.argmax(1)
+    share = tuple(torch.stack([(a[predicted == k] > 0).float().mean(0) + 1 for k in predicted]) for a in seen.post)
+    return Contributions(share, seen.sites).top(sparsity)
+
+
+def ascended(
+    model: nn.Module, images: Tensor, pathway: Pathway, targets: Tensor, rate: float, average: bool = False
+) -> Tensor:
+    leaf = images.clone().requires_grad_()
+    with masked(pathway):
+        responses = model(leaf).gather(1, targets[:, None])
+    (gradient,) = torch.autograd.grad(responses.mean() if average else responses.sum(), leaf)
+    return images + rate * gradient
+
+
+def ascended_whole(model: nn.Module, images: Tensor, pathway: Pathway, targets: Tensor, rate: float) -> Tensor:
+    everything = Pathway(tuple(torch.ones_like(mask) for mask in pathway.masks), pathway.sites)
+    return ascended(model, images, everything, targets, rate)
+
+
+def pooled(pixels: list[list[float]], *, response: bool = True) -> tuple[nn.Module, Tensor]:
+    """A network that pools a window of pixels; its only response may also ignore the result."""
+    readout = nn.Linear(1, 1)
+    with torch.no_grad():
+        readout.weight.fill_(float(response))
+    return nn.Sequential(nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Flatten(), readout).eval(), torch.tensor([[pixels]])
+
+
 MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
     (exercises.check_count_dead, lambda model, x: active(model, x).sizes, "active neurons"),
     (exercises.check_count_dead, lambda model, x: count_dead(model, x).sum(), "whole batch"),
@@ -299,6 +355,69 @@ MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
     (exercises.check_sleeper, lambda: (wakeful()[0], torch.ones(2, 2)), "2 inputs"),
     (exercises.check_blind_spot, lambda: 3, "two things"),
     (exercises.check_blind_spot, blind_but_weak, "scores 2.00"),
+    (
+        exercises.check_layer_radius,
+        lambda weight, bias, x, kept: ((x @ weight.T + bias).abs() / weight.norm(dim=1)).amin(1),
+        "removed neurons bind too",
+    ),
+    (
+        exercises.check_layer_radius,
+        lambda weight, bias, x, kept: (x @ weight.T + bias).abs().masked_fill(~kept, torch.inf).amin(1),
+        "not distances",
+    ),
+    (
+        exercises.check_layer_radius,
+        lambda weight, bias, x, kept: (
+            ((x @ weight.T + bias).abs() / weight.norm(dim=0).sum()).masked_fill(~kept, torch.inf).amin(1)
+        ),
+        "values are wrong",
+    ),
+    (
+        exercises.check_layer_radius,
+        lambda weight, bias, x, kept: ((x @ weight.T + bias).relu() / weight.norm(dim=1))[kept].min(),
+        "shape",
+    ),
+    (exercises.check_distance_along, lambda z, rate: (z / rate).abs().amin(1), "move away"),
+    (exercises.check_distance_along, lambda z, rate: (-z / rate).clamp(min=0).amin(1), "values are wrong"),
+    (exercises.check_distance_along, lambda z, rate: (-z / rate).amin(1), "negative distances win"),
+    (
+        exercises.check_pool_distance,
+        lambda p, gradients: (
+            (p.max() - p.sort().values[-2]) / (gradients[p.argmax()] - gradients[p.argsort()[-2]]).norm()
+        ),
+        "only the runner-up",
+    ),
+    (
+        exercises.check_pool_distance,
+        lambda p, gradients: ((p.max() - p) / (gradients[p.argmax()] - gradients).norm(dim=1)).min(),
+        "0 / 0",
+    ),
+    (exercises.check_pool_distance, lambda p, gradients: (p.abs() / gradients.norm(dim=1)).min(), "a sign's condition"),
+    (exercises.check_sign_radius_fails, lambda: 3, "two things"),
+    (exercises.check_sign_radius_fails, lambda: pooled([[2.0, 2.0]]), "tie"),
+    (exercises.check_sign_radius_fails, lambda: pooled([[0.1, 2.0]]), "sign of a neuron"),
+    (exercises.check_sign_radius_fails, lambda: pooled([[1.0, 2.0]]), "too close"),
+    (exercises.check_sign_radius_fails, lambda: pooled([[2.0, 2.1]], response=False), "stays linear"),
+    (exercises.check_iou, iou_of_rows, "0 / 0"),
+    (exercises.check_iou, lambda one, other: iou_of_rows(one, other).nan_to_num(0), "is 1, not 0"),
+    (exercises.check_iou, lambda one, other: (one == other).double().mean(1), "share of equal bits"),
+    (exercises.check_iou, lambda one, other: iou_of_rows(one, other).nan_to_num(1).mean(), "averaged over the batch"),
+    (exercises.check_iou, lambda one, other: (one & other).sum(1) / (one.sum(1) + other.sum(1)), "twice"),
+    (exercises.check_class_means, class_means, "leave the diagonal"),
+    (exercises.check_class_means, lambda *given: class_means(*given, away=1.0), "still counted"),
+    (exercises.check_class_means, lambda ious, labels: ious, "it must be (2,)"),
+    (exercises.check_label_selector, lambda model, x, sparsity: active(model, x), "neurons are kept"),
+    (exercises.check_label_selector, lambda model, x, sparsity: active(model, x)[:1], "does not fit"),
+    (exercises.check_label_selector, lambda model, x, sparsity: x, "not a Tensor"),
+    (exercises.check_label_selector, lambda m, x, sparsity: NeuronMCT(sparsity)(m, x), "got different masks"),
+    (exercises.check_label_selector, frequent_in_class, "got different masks"),
+    (exercises.check_label_selector, mask_by(lambda image, logits: int(1e6 * image.abs().sum())), "different masks"),
+    (exercises.check_label_selector, mask_by(lambda image, logits: 0), "the same for every class"),
+    (exercises.check_ascent_step, lambda *given: given[1], "do not change"),
+    (exercises.check_ascent_step, lambda *given: 2 * given[1] - ascended(*given), "goes down"),
+    (exercises.check_ascent_step, ascended_whole, "climbs in the whole network"),
+    (exercises.check_ascent_step, lambda *given: ascended(*given, average=True), "do not average"),
+    (exercises.check_ascent_step, lambda *given: ascended(*given[:4], 1.0), "rate is missing"),
 ]
 
 

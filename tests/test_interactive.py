@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 from pathlib import Path
 
@@ -13,7 +14,21 @@ from playwright.sync_api import Browser, Page
 from torch import nn
 
 import pathwaylib
-from pathwaylib import InteractiveFigure, NeuronMCT, PathwayError, PathwayGradient, masked, pathway_figure
+from pathwaylib import (
+    InteractiveFigure,
+    NeuronMCT,
+    PathwayError,
+    PathwayGradient,
+    ablation,
+    first_kink,
+    integrated_gradients,
+    line_figure,
+    linear_pieces,
+    masked,
+    neuron_figure,
+    pathway_figure,
+    taylor,
+)
 
 SPARSITIES = [0.0, 0.5, 0.9]
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1200, "height": 900}
@@ -115,6 +130,240 @@ def test_wrong_arguments_are_answered(
 ) -> None:
     with pytest.raises(PathwayError, match=message):
         pathway_figure(model, **{"images": images, **arguments})  # type: ignore[arg-type]
+
+
+# --- walking along a line ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lines(model: nn.Module, images: torch.Tensor) -> InteractiveFigure:
+    double, x = copy.deepcopy(model).double(), images[:1].double()
+    directions = {
+        "up": torch.ones(3, 12, 12),
+        "random": torch.randn(3, 12, 12, generator=torch.Generator().manual_seed(2)),
+    }
+    pathways = {"pathway": NeuronMCT(0.8)(double, x), "full network": None}
+    return line_figure(double, x, directions, pathways, length=0.5, class_names=["cat", "<b>dog</b>", "</script>"])
+
+
+def test_line_holds_the_kinks_and_the_response_between_them(
+    model: nn.Module, images: torch.Tensor, lines: InteractiveFigure
+) -> None:
+    double, x = copy.deepcopy(model).double(), images[:1].double()
+    up = torch.ones_like(x)
+    assert lines.data["directions"] == ["up", "random"]
+    assert [network["name"] for network in lines.data["networks"]] == ["pathway", "full network"]
+    walk = lines.data["networks"][1]["walks"][0]
+    expected = linear_pieces(double, x, up, 0.5)[0]
+    assert len(expected) > 3
+    assert walk["ends"] == pytest.approx([0, *expected.tolist(), 0.5], rel=1e-5)
+    assert len(walk["slopes"]) == len(walk["ends"]) - 1
+    target = int(double(x).argmax())
+    for piece, slope in enumerate(walk["slopes"]):
+        start, end = walk["ends"][piece : piece + 2]
+        points = (x + ((start + end) / 2) * up).requires_grad_()
+        response = double(points)[0, target]
+        assert slope == pytest.approx(float(torch.autograd.grad(response, points)[0].sum()), rel=1e-3)
+        change = float((response - double(x)[0, target]).detach())
+        assert change == pytest.approx(sum(walk["values"][piece : piece + 2]) / 2, abs=1e-5)
+
+
+def test_line_of_a_pathway_is_walked_inside_the_pathway_network(
+    model: nn.Module, images: torch.Tensor, lines: InteractiveFigure
+) -> None:
+    double, x = copy.deepcopy(model).double(), images[:1].double()
+    pathway = NeuronMCT(0.8)(double, x)
+    walk = lines.data["networks"][0]["walks"][0]
+    assert walk["ends"][1] == pytest.approx(float(first_kink(double, x, torch.ones_like(x), pathway)), rel=1e-5)
+    target = int(double(x).argmax())
+    with torch.no_grad(), masked(pathway):
+        start, end = double(torch.cat([x, x + 0.5]))[:, target].tolist()
+    assert walk["values"][-1] == pytest.approx(end - start, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": torch.rand(2, 3, 12, 12)}, "2 inputs"),
+        ({"directions": {}}, "at least one direction"),
+        ({"pathways": {}}, "at least one direction and one network"),
+        ({"length": 0.0}, "length is 0.0"),
+    ],
+)
+def test_wrong_lines_are_answered(model: nn.Module, arguments: dict[str, object], message: str) -> None:
+    given = {"x": torch.rand(1, 3, 12, 12), "directions": {"up": torch.ones(3, 12, 12)}, "pathways": {"full": None}}
+    with pytest.raises(PathwayError, match=message):
+        line_figure(model, **{**given, **arguments})  # type: ignore[arg-type]
+
+
+@pytest.mark.browser
+def test_walking_along_a_line(browser: Browser, lines: InteractiveFigure, tmp_path: Path) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    seen = Seen(page)
+    page.goto(page_of(lines, tmp_path))
+    root = page.locator(".pathwaylib-figure")
+    walks = [network["walks"] for network in lines.data["networks"]]
+    assert "full network: piece 1 of" in root.locator(".now").inner_text()
+    for number in range(2):
+        assert root.locator("svg").nth(number).locator(".kink").count() == len(walks[number][0]["ends"]) - 2
+    slider = page.get_by_role("slider", name="Distance")
+    slider.press("End")
+    assert slider.get_attribute("aria-valuetext") == "distance 0.500"
+    last = len(walks[1][0]["ends"]) - 1
+    assert f"full network: piece {last} of {last}" in root.locator(".now").inner_text()
+    page.get_by_role("combobox", name="Direction").select_option(index=1)
+    assert root.locator("svg").nth(1).locator(".kink").count() == len(walks[1][1]["ends"]) - 2
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"]
+    assert seen.complaints == []
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []
+    page.close()
+
+
+# --- choosing a neuron -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grown(model: nn.Module, images: torch.Tensor) -> InteractiveFigure:
+    double, x = copy.deepcopy(model).double(), images[:1].double()
+    return neuron_figure(double, x, neurons=5, n_steps=16, class_names=["cat", "<b>dog</b>", "</script>"])
+
+
+def place_of(name: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in name.replace(",", "").split() if word.isdigit())
+
+
+def test_three_readings_are_the_scores_of_the_library(
+    model: nn.Module, images: torch.Tensor, grown: InteractiveFigure
+) -> None:
+    double, x = copy.deepcopy(model).double(), images[:1].double()
+    readings = {
+        "taylor": taylor(double, x),
+        "ablation": ablation(double, x),
+        "area": integrated_gradients(double, x, n_steps=16),
+    }
+    assert [site["name"] for site in grown.data["sites"]] == list(readings["taylor"].sites)
+    full = float(double(x).max())
+    for index, site in enumerate(grown.data["sites"]):
+        scores = {name: found.scores[index][0] for name, found in readings.items()}
+        assert len(site["neurons"]) == 6
+        for way in site["neurons"][1:]:
+            place = place_of(way["name"])
+            assert len(place) == scores["taylor"].ndim
+            assert way["taylor"] == pytest.approx(float(scores["taylor"][place]), rel=1e-5, abs=1e-9)
+            assert way["alone"][-1] - way["alone"][0] == pytest.approx(float(scores["ablation"][place]), abs=3e-6)
+            assert sum(way["along"]) / 16 == pytest.approx(float(scores["area"][place]), rel=1e-4, abs=1e-9)
+            assert way["alone"][-1] == pytest.approx(full, rel=1e-5)
+        whole = site["neurons"][0]
+        assert whole["taylor"] == pytest.approx(float(scores["taylor"].sum()), rel=1e-4)
+        assert sum(whole["along"]) / 16 == pytest.approx(float(scores["area"].sum()), rel=1e-4)
+
+
+def test_a_whole_site_grows_from_nothing(model: nn.Module, images: torch.Tensor, grown: InteractiveFigure) -> None:
+    double, x = copy.deepcopy(model).double(), images[:1].double()
+    target = int(double(x).argmax())
+    for cut, site in zip((2, 4, 7), grown.data["sites"], strict=True):  # the layers of the model behind each ReLU
+        assert isinstance(double, nn.Sequential)
+        with torch.no_grad():
+            a = double[:cut](x)
+            expected = [float(double[cut:](k / 16 * a)[0, target]) for k in range(17)]
+        assert site["neurons"][0]["alone"] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_neurons_to_choose_from_are_active_and_telling(
+    model: nn.Module, images: torch.Tensor, grown: InteractiveFigure
+) -> None:
+    activations = pathwaylib.observe(model, images[:1]).post
+    for a, score, site in zip(activations, taylor(model, images[:1]).scores, grown.data["sites"], strict=True):
+        places = [place_of(way["name"]) for way in site["neurons"][1:]]
+        assert len(set(places)) == len(places)
+        assert places[0] == tuple(np.unravel_index(int(score[0].abs().argmax()), score[0].shape))
+        assert all(float(a[0][place].detach()) > 0 for place in places)
+
+
+def test_sites_of_a_neuron_figure_are_chosen_by_name(model: nn.Module, images: torch.Tensor) -> None:
+    some = neuron_figure(model, images[:1], sites=["relu_2", "relu_0"], neurons=2, n_steps=4, target=2)
+    assert [site["name"] for site in some.data["sites"]] == ["relu_2", "relu_0"]
+    assert some.data["target"] == "2"
+    assert "at 2 sites" in repr(some)
+    with torch.no_grad():
+        assert some.data["sites"][0]["neurons"][0]["alone"][-1] == pytest.approx(
+            float(model(images[:1])[0, 2]), rel=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": torch.rand(2, 3, 12, 12)}, "2 inputs"),
+        ({"sites": []}, "choose among relu_0, relu_1, relu_2"),
+        ({"sites": ["relu_9"]}, "relu_9"),
+        ({"neurons": 0}, "neurons is 0"),
+        ({"n_steps": 0}, "n_steps is 0"),
+        ({"class_names": ["one"]}, "1 class names for a network of 3"),
+        ({"target": 3}, "out of range"),
+    ],
+)
+def test_wrong_neuron_figures_are_answered(model: nn.Module, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(PathwayError, match=message):
+        neuron_figure(model, **{"x": torch.rand(1, 3, 12, 12), **arguments})  # type: ignore[arg-type]
+
+
+@pytest.mark.browser
+def test_choosing_a_neuron_by_keyboard(browser: Browser, grown: InteractiveFigure, tmp_path: Path) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    seen = Seen(page)
+    page.goto(page_of(grown, tmp_path))
+    root = page.locator(".pathwaylib-figure")
+
+    def shown(reading: str) -> float:
+        return float(root.locator(f".{reading}-value").inner_text().replace("−", "-"))
+
+    page.get_by_role("combobox", name="Site").select_option("relu_1")
+    choice = page.get_by_role("combobox", name="Neuron")
+    for index, way in enumerate(grown.data["sites"][1]["neurons"]):
+        choice.select_option(index=index)
+        assert shown("taylor") == pytest.approx(way["taylor"], abs=6e-4)
+        assert shown("alone") == pytest.approx(way["alone"][-1] - way["alone"][0], abs=6e-4)
+        assert shown("along") == pytest.approx(sum(way["along"]) / 16, abs=6e-4)
+    slider = page.get_by_role("slider", name="α")
+    drawn = "root => [...root.querySelectorAll('svg')].map(svg => svg.outerHTML)"
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "α 0.00"
+    assert "so far: 0.000 alone, 0.000 while" in root.locator(".now").inner_text()
+    before = root.evaluate(drawn)
+    assert len(before) == 2
+    slider.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "α 0.06"
+    assert all(a != b for a, b in zip(before, root.evaluate(drawn), strict=True))
+    slider.press("End")
+    text = root.locator(".now").inner_text()
+    assert f"so far: {root.locator('.alone-value').inner_text()} alone" in text  # the area is the loss
+    assert f"{root.locator('.along-value').inner_text()} while" in text
+    assert root.locator("b").count() == 0  # a class name is text
+    assert seen.complaints == []
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []
+    page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_neuron_figure_fits_and_is_legible(
+    browser: Browser, grown: InteractiveFigure, tmp_path: Path, theme: str, viewport: dict[str, int]
+) -> None:
+    page = browser.new_page(viewport=viewport)
+    page.goto(page_of(grown, tmp_path, attributes=f'data-theme="{theme}"'))
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= viewport["width"]
+    paper = page.evaluate("getComputedStyle(document.querySelector('.pathwaylib-figure')).backgroundColor")
+    for query in (".note", ".now", "td", "th", "select"):
+        ink = page.evaluate(f"getComputedStyle(document.querySelector('{query}')).color")
+        assert contrast(ink, paper) >= 4.5, query
+    assert contrast(page.evaluate("getComputedStyle(document.querySelector('svg text')).fill"), paper) >= 4.5
+    for curve in (".alone", ".along", ".tangent"):
+        ink = page.evaluate(f"getComputedStyle(document.querySelector('svg {curve}')).stroke")
+        assert contrast(ink, paper) >= 3, curve
+    page.close()
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
