@@ -141,7 +141,7 @@ def plain_region(model: nn.Module, x: Tensor, pathway: Pathway) -> Tensor:
         else:
             hidden = layer(hidden)
     radius = torch.tensor(float("inf"), dtype=x.dtype)
-    for value in torch.cat(values):
+    for value in (value for of_site in values for value in of_site):
         gradient = torch.autograd.grad(value, inputs, retain_graph=True)[0]
         length = gradient.norm()
         if length > 0:
