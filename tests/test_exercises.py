@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pathwaylib
-from pathwaylib import Contributions, NeuronMCT, Pathway, exercises, masked, observe, taylor
+from pathwaylib import Contributions, NeuronMCT, Pathway, exercises, integrated_gradients, masked, observe, taylor
 from pathwaylib.exercises import Verdict
 
 CHAPTERS = sorted((Path(__file__).parents[1] / "book").glob("*.ipynb"))
@@ -213,6 +213,95 @@ def alive_pathway() -> tuple[nn.Module, Tensor, Pathway]:
     return model, torch.ones(1, 2), Pathway((torch.ones(1, 2, dtype=torch.bool),), ("relu_0",))
 
 
+def summed_gradients(
+    model: nn.Sequential, x: Tensor, site: int, scales: list[float], anew: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The activation of a site, and the sum of its gradients at some scales of it."""
+    cut = [index for index, layer in enumerate(model) if isinstance(layer, nn.ReLU)][site] + 1
+    a = model[:cut](x).detach()
+    target = model(x).argmax(1)
+    total = torch.zeros_like(a)
+    for scale in scales:
+        leaf = (scale * a).requires_grad_()
+        logits = model[cut:](leaf)
+        chosen = logits.argmax(1) if anew else target
+        total += torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), leaf)[0]
+    return a, total
+
+
+def middles(n: int) -> list[float]:
+    return [(step + 0.5) / n for step in range(n)]
+
+
+def riemann(model: nn.Sequential, x: Tensor, site: int, n: int) -> Tensor:
+    a, total = summed_gradients(model, x, site, [(step + 1) / n for step in range(n)])
+    return a * total / n
+
+
+def steps_not_averaged(model: nn.Sequential, x: Tensor, site: int, n: int) -> Tensor:
+    a, total = summed_gradients(model, x, site, middles(n))
+    return a * total
+
+
+def gradient_only(model: nn.Sequential, x: Tensor, site: int, n: int) -> Tensor:
+    return summed_gradients(model, x, site, middles(n))[1] / n
+
+
+def batch_averaged(model: nn.Sequential, x: Tensor, site: int, n: int) -> Tensor:
+    a, total = summed_gradients(model, x, site, middles(n))
+    return a * total.mean(0) / n
+
+
+def predicted_anew(model: nn.Sequential, x: Tensor, site: int, n: int) -> Tensor:
+    a, total = summed_gradients(model, x, site, middles(n), anew=True)
+    return a * total / n
+
+
+def all_sites_scaled(model: nn.Sequential, x: Tensor, site: int, n: int) -> Tensor:
+    """Scale the activation of every site by α, each where it is computed."""
+    target = model(x).argmax(1)
+    total: Tensor | float = 0.0
+    for scale in middles(n):
+        hidden, posts = x.clone().requires_grad_(), []
+        for layer in model:
+            hidden = layer(hidden)
+            if isinstance(layer, nn.ReLU):
+                # The site itself grows from the activation of the whole run.
+                at_site = len(posts) == site
+                hidden = scale * (observe(model, x).post[site].detach() if at_site else hidden)
+                hidden = hidden.detach().requires_grad_() if at_site else hidden
+                posts.append(hidden)
+        total = total + torch.autograd.grad(hidden.gather(1, target[:, None]).sum(), posts[site])[0]
+    return observe(model, x).post[site].detach() * total / n
+
+
+def without_site(model: nn.Sequential, x: Tensor, site: int) -> Tensor:
+    cut = [index for index, layer in enumerate(model) if isinstance(layer, nn.ReLU)][site] + 1
+    return model[cut:](torch.zeros_like(model[:cut](x)))
+
+
+def shared_equally(model: nn.Sequential, x: Tensor, site: int, loss: Tensor) -> Tensor:
+    a = observe(model, x).post[site]
+    return (loss / a[0].numel()).view(-1, *[1] * (a.ndim - 1)).expand_as(a)
+
+
+def whole_response_shared(model: nn.Sequential, x: Tensor, site: int) -> Tensor:
+    return shared_equally(model, x, site, model(x).amax(1))
+
+
+def anew_shared(model: nn.Sequential, x: Tensor, site: int) -> Tensor:
+    return shared_equally(model, x, site, model(x).amax(1) - without_site(model, x, site).amax(1))
+
+
+def scaled_to_complete(model: nn.Sequential, x: Tensor, site: int) -> Tensor:
+    """Integrated gradients, made complete."""
+    exact = integrated_gradients(model, x, n_steps=64).scores[site]
+    logits = model(x)
+    target = logits.argmax(1, keepdim=True)
+    loss = (logits - without_site(model, x, site)).gather(1, target)[:, 0]
+    return exact + shared_equally(model, x, site, loss - exact.flatten(1).sum(1))
+
+
 def iou_of_rows(one: Tensor, other: Tensor) -> Tensor:
     return (one & other).sum(1) / (one | other).sum(1)
 
@@ -353,6 +442,18 @@ MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
     (exercises.check_sleeper, wakeful, "active on x: {0}"),
     (exercises.check_sleeper, mute, "empty subset"),
     (exercises.check_sleeper, lambda: (wakeful()[0], torch.ones(2, 2)), "2 inputs"),
+    (exercises.check_midpoint_scores, riemann, "right end"),
+    (exercises.check_midpoint_scores, steps_not_averaged, "divide by n_steps"),
+    (exercises.check_midpoint_scores, gradient_only, "multiply it by the activation"),
+    (exercises.check_midpoint_scores, batch_averaged, "averaged over the batch"),
+    (exercises.check_midpoint_scores, predicted_anew, "target changes on the way"),
+    (exercises.check_midpoint_scores, all_sites_scaled, "all sites are scaled at once"),
+    (exercises.check_midpoint_scores, lambda model, x, site, n: taylor(model, x).scores[site], "first-order"),
+    (exercises.check_complete_but_wrong, lambda model, x, site: x, "one score per neuron"),
+    (exercises.check_complete_but_wrong, whole_response_shared, "something is left"),
+    (exercises.check_complete_but_wrong, anew_shared, "another class may be predicted"),
+    (exercises.check_complete_but_wrong, lambda model, x, site: taylor(model, x).scores[site], "add up to"),
+    (exercises.check_complete_but_wrong, scaled_to_complete, "too good"),
     (exercises.check_blind_spot, lambda: 3, "two things"),
     (exercises.check_blind_spot, blind_but_weak, "scores 2.00"),
     (

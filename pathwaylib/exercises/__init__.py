@@ -4,7 +4,14 @@ A check never raises. It runs the reader's function on small networks with seede
 with the library's, and returns a :class:`Verdict`. Typical mistakes are recognised by what they compute.
 """
 
-from .contributions import check_blind_spot, check_channel_contribution, check_dead_share, check_top_k
+from .contributions import (
+    check_blind_spot,
+    check_channel_contribution,
+    check_complete_but_wrong,
+    check_dead_share,
+    check_midpoint_scores,
+    check_top_k,
+)
 from .decoding import check_ascent_step, check_class_means, check_iou, check_label_selector
 from .judging import Verdict
 from .linearity import check_distance_along, check_layer_radius, check_pool_distance, check_sign_radius_fails
@@ -19,6 +26,7 @@ __all__ = [
     "check_blind_spot",
     "check_channel_contribution",
     "check_class_means",
+    "check_complete_but_wrong",
     "check_count_dead",
     "check_dead_pathway",
     "check_dead_share",
@@ -30,6 +38,7 @@ __all__ = [
     "check_layer_radius",
     "check_masked_run",
     "check_mass_inside",
+    "check_midpoint_scores",
     "check_pool_distance",
     "check_prune_round",
     "check_sign_flip",

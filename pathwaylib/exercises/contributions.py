@@ -8,15 +8,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..contributions import Contributions, taylor
+from ..contributions import Contributions, integrated_gradients, taylor
 from ..evaluation import dead_share
-from ..neurons import masked, observe
+from ..neurons import Site, masked, observe, response, run
 from ..pathway import Pathway
 from .judging import (
     Answer,
     Verdict,
     as_tensors,
     call_answer,
+    equal,
     judge,
     network_and_pathway,
     observed,
@@ -305,3 +306,184 @@ def _ablate(model: nn.Module, x: Tensor, scores: Contributions) -> Tensor:
         with masked(Pathway(masks, scores.sites)):
             without: Tensor = model(x.expand(sum(sizes), *x.shape[1:]))[:, target]
     return whole - without
+
+
+def check_midpoint_scores(answer: Answer) -> Verdict:
+    """Check ``answer(model, x, site, n_steps) -> (B, ...)``: integrated gradients of one site by the midpoint rule.
+
+    For the predicted class of each input; only this site is scaled.
+
+    Example:
+        >>> def scores(model, x, site, n_steps):
+        ...     return integrated_gradients(model, x, n_steps=n_steps).scores[site]
+        >>> check_midpoint_scores(scores)
+        ✓ right: each activation times its mean gradient at the midpoints
+        >>> check_midpoint_scores(lambda model, x, site, n_steps: taylor(model, x).scores[site])
+        ✗ this is the first-order score: the gradient is taken at the full activation only
+    """
+
+    def sums(scale: Callable[[int, int], float], **options: bool) -> Answer:
+        return lambda model, x, site, n_steps: _integrated(
+            model, x, site, [scale(step, n_steps) for step in range(n_steps)], **options
+        )
+
+    def midpoint(step: int, n_steps: int) -> float:
+        return (step + 0.5) / n_steps
+
+    def changed(change: Callable[[Tensor, Tensor, int], Tensor]) -> Answer:
+        def scores(model: nn.Module, x: Tensor, site: int, n_steps: int) -> Tensor:
+            right = integrated_gradients(model, x, n_steps=n_steps).scores[site]
+            return change(right, observed(model, x).post[site], n_steps)
+
+        return scores
+
+    return judge(
+        answer,
+        tuple(
+            partial(_network_site_and_steps, *case) for case in ((1, 0, 4), (2, 0, 3), (3, 0, 5), (4, 0, 2), (2, 1, 4))
+        ),
+        lambda model, x, site, n_steps: integrated_gradients(model, x, n_steps=n_steps).scores[site],
+        {
+            "this takes the right end of each step: the midpoint rule looks at (step + 1/2) / n_steps": (
+                sums(lambda step, n_steps: (step + 1) / n_steps)
+            ),
+            "this takes the left end of each step: the midpoint rule looks at (step + 1/2) / n_steps": (
+                sums(lambda step, n_steps: step / n_steps)
+            ),
+            "this is the mean gradient alone: multiply it by the activation": sums(midpoint, times_activation=False),
+            "this multiplies each gradient by the scaled activation: the full one goes in front of the integral": (
+                sums(midpoint, times_scaled=True)
+            ),
+            "the gradients are summed over the steps: divide by n_steps": changed(lambda c, a, n_steps: c * n_steps),
+            "all sites are scaled at once: scale this one, and compute the later ones from it": (
+                sums(midpoint, all_sites=True)
+            ),
+            "the target changes on the way: take the class that is predicted at the full activation, at every step": (
+                sums(midpoint, predict_anew=True)
+            ),
+            "this is the first-order score: the gradient is taken at the full activation only": (
+                lambda model, x, site, n_steps: taylor(model, x).scores[site]
+            ),
+            "the absolute value is taken: the scores are signed, or they would not add up": (
+                changed(lambda c, a, n_steps: c.abs())
+            ),
+            "this is averaged over the batch: the mean is over the steps, and each input keeps its own scores": (
+                changed(lambda c, a, n_steps: c.mean(0))
+            ),
+            "the gradient is averaged over the batch: the mean is over the steps, and each input keeps its own": (
+                sums(midpoint, batch_mean=True)
+            ),
+            "the response is averaged over the batch, which divides every score by B: sum it instead": (
+                changed(lambda c, a, n_steps: c / len(c))
+            ),
+            "the scores are summed over the site: return one per neuron": changed(
+                lambda c, a, n_steps: c.flatten(1).sum(1)
+            ),
+        },
+        "right: each activation times its mean gradient at the midpoints",
+    )
+
+
+def _network_site_and_steps(seed: int, site: int, n_steps: int) -> tuple[nn.Sequential, Tensor, int, int]:
+    """Return a small network, inputs, the index of a site and a number of steps."""
+    return *small_network(seed), site, n_steps
+
+
+def _integrated(
+    model: nn.Module,
+    x: Tensor,
+    site: int,
+    scales: Sequence[float],
+    *,
+    times_activation: bool = True,
+    times_scaled: bool = False,
+    all_sites: bool = False,
+    predict_anew: bool = False,
+    batch_mean: bool = False,
+) -> Tensor:
+    """Average gradients over some scales of one site's activation, rightly or with a mistake."""
+    seen = observed(model, x)
+    a, targets = seen.post[site], seen.logits.argmax(1)
+    total = torch.zeros_like(a)
+    for scale in scales:
+        leaf = (scale * a).requires_grad_()
+
+        def replace(call: Site, z: Tensor, scale: float = scale, leaf: Tensor = leaf) -> Tensor:
+            if call.index == site:
+                return leaf
+            return scale * call.function(z) if all_sites else call.function(z)
+
+        responses = response(run(model, x, replace), None if predict_anew else targets)
+        gradient = torch.autograd.grad(responses.sum(), leaf)[0]
+        total += scale * gradient if times_scaled else gradient
+    mean = total / len(scales)
+    if batch_mean:
+        mean = mean.mean(0, keepdim=True)
+    return a * mean if times_activation else mean
+
+
+def check_complete_but_wrong(answer: Answer) -> Verdict:
+    """Check ``answer(model, x, site) -> (B, ...)``: scores that add up as they should, and are wrong.
+
+    They sum, for each input, to Φ_t(x) - Φ_t(site ← 0) of its predicted class, and are far from integrated gradients:
+    relative to their length, by at least a half.
+
+    Example:
+        >>> check_complete_but_wrong(lambda model, x, site: taylor(model, x).scores[site])
+        ✗ the scores of input ... add up to ..., but the response loses ... without the site
+    """
+    tests = [partial(_network_and_site, seed, site) for seed in range(4) for site in (0, 1)]
+    scores, given, wanted, whole, anew, exact = [], [], [], [], [], []
+    for test in tests:
+        model, x, site = test()
+        value = call_answer(answer, test())
+        if isinstance(value, Verdict):
+            return value
+        tensors = as_tensors(value)
+        seen = observed(model, x)
+        a = seen.post[site]
+        if tensors is None or [part.shape for part in tensors] != [a.shape]:
+            got = f"shape {shape_of(tensors)}" if tensors else f"a {type(value).__name__}"
+            return Verdict(
+                False, f"you returned {got}; return one score per neuron of the site, shape {tuple(a.shape)}"
+            )
+        keep = tuple(torch.full_like(post, index != site, dtype=torch.bool) for index, post in enumerate(seen.post))
+        with torch.no_grad(), masked(Pathway(keep, seen.sites)):
+            without = model(x)
+        targets = seen.logits.argmax(1)
+        scores.append(tensors[0].flatten(1))
+        given.append(scores[-1].sum(1))
+        whole.append(response(seen.logits, targets).double())
+        wanted.append(whole[-1] - response(without, targets).double())
+        anew.append(whole[-1] - without.amax(1).double())
+        exact.append(integrated_gradients(model.double(), x.double(), exact=True).scores[site].flatten(1))
+    if not equal(tuple(given), tuple(wanted)):
+        hints = {
+            "the scores add up to the whole response: without the site something is left, so subtract that": whole,
+            "without the site another class may be predicted: stay with the class of the whole network": anew,
+            "the sign is wrong: what the response loses is the whole response less the one without the site": [
+                -lost for lost in wanted
+            ],
+            "the scores add up over the batch: each input's have to add up to its own loss": [
+                lost.mean().expand_as(lost) for lost in wanted
+            ],
+        }
+        for message, hint in hints.items():
+            if equal(tuple(given), tuple(hint)):
+                return Verdict(False, message)
+        sums, lost = next((sums, lost) for sums, lost in zip(given, wanted, strict=True) if not equal((sums,), (lost,)))
+        row = int((sums - lost).abs().nan_to_num(nan=torch.inf).argmax())
+        return Verdict(
+            False,
+            f"the scores of input {row} add up to {float(sums[row]):.3f}, "
+            f"but the response loses {float(lost[row]):.3f} without the site",
+        )
+    away = torch.cat([(c - right).norm(dim=1) / right.norm(dim=1) for c, right in zip(scores, exact, strict=True)])
+    away = away[away.isfinite()]  # where the response does not depend on the site, nothing is wrong but complete
+    if float(away.min()) < 0.5:
+        return Verdict(
+            False,
+            f"the scores are complete, but too good: they differ from integrated gradients by only "
+            f"{float(away.min()):.0%} of their length, and half of it is asked for",
+        )
+    return Verdict(True, f"right: complete up to rounding, and wrong by at least {float(away.min()):.0%}")
