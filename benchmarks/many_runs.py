@@ -1,8 +1,8 @@
 """Time what takes many runs of the network against what a reader would write first: one image at a time, with hooks.
 
 One table from one run; every figure is a ratio of times on the same images in the same minute, so that machines
-compare. Memory is the most that a process of its own held beyond the network and the images (on Linux). The plain versions give the same
-answers (checked here), except that of routing, whose images the library trains together until each is finished.
+compare. Memory is the most that a process of its own held beyond the network and the images (on Linux). The plain
+versions give the same answers; that is checked here.
 
 - *integrated gradients*: every site scaled in turn, ``n_steps`` runs of the whole network each.
 - *greedy pruning*: monotone, ten rounds.

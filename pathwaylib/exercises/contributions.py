@@ -19,10 +19,12 @@ from .judging import (
     call_answer,
     equal,
     judge,
+    mark,
     network_and_pathway,
     observed,
     shape_of,
     small_network,
+    top,
 )
 
 
@@ -96,18 +98,6 @@ def _scores(seed: int) -> tuple[tuple[Tensor, Tensor], int]:
     return (first, second), 10 if seed < 4 else 40
 
 
-def _keep(scores: Sequence[Tensor], count: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """Join the sites, mark neurons, take the sites apart again."""
-    flat = torch.cat([score.flatten(1) for score in scores], 1)
-    parts = torch.split(count(flat), [score[0].numel() for score in scores], 1)
-    return tuple(part.view(score.shape) for part, score in zip(parts, scores, strict=True))
-
-
-def _top(values: Tensor, k: int) -> Tensor:
-    chosen = values.topk(min(k, values.shape[1]), 1).indices
-    return torch.zeros_like(values, dtype=torch.bool).scatter(1, chosen, True)
-
-
 def check_top_k(answer: Answer) -> Verdict:
     """Check ``answer(scores, k) -> masks``: the k largest absolute scores of each input, over all sites together.
 
@@ -117,31 +107,29 @@ def check_top_k(answer: Answer) -> Verdict:
         >>> def kept(flat, k):  # topk breaks ties, so that exactly k are kept
         ...     chosen = torch.zeros_like(flat, dtype=torch.bool)
         ...     return chosen.scatter(1, flat.topk(min(k, flat.shape[1])).indices, True) & (flat > 0)
-        >>> check_top_k(lambda scores, k: _keep(scores, lambda flat: kept(flat.abs(), k)))
+        >>> check_top_k(lambda scores, k: mark(scores, lambda flat: kept(flat.abs(), k)))
         ✓ right: the k largest absolute scores of each input, never one of 0
     """
     mistakes: dict[str, Answer] = {
         "the signed scores are ranked: a strongly negative contribution counts too, so take absolute values": (
-            lambda scores, k: _keep(scores, lambda flat: _top(flat, k) & (flat != 0))
+            lambda scores, k: mark(scores, lambda flat: top(flat, k) & (flat != 0))
         ),
         "each site keeps its own k: rank the neurons of all sites together": (
-            lambda scores, k: tuple(
-                _keep([score], lambda flat: _top(flat.abs(), k) & (flat != 0))[0] for score in scores
-            )
+            lambda scores, k: tuple(mark([score], lambda flat: top(flat.abs(), k) & (flat != 0))[0] for score in scores)
         ),
         "each site keeps an equal part of k: rank the neurons of all sites together": (
             lambda scores, k: tuple(
-                _keep([score], lambda flat: _top(flat.abs(), k // len(scores)) & (flat != 0))[0] for score in scores
+                mark([score], lambda flat: top(flat.abs(), k // len(scores)) & (flat != 0))[0] for score in scores
             )
         ),
         "the inputs of the batch compete for k places: rank each input's neurons apart": (
-            lambda scores, k: _keep(scores, lambda flat: _top(flat.abs().view(1, -1), k).view_as(flat) & (flat != 0))
+            lambda scores, k: mark(scores, lambda flat: top(flat.abs().view(1, -1), k).view_as(flat) & (flat != 0))
         ),
         "the masks are inverted: True keeps a neuron": (
-            lambda scores, k: _keep(scores, lambda flat: ~(_top(flat.abs(), k) & (flat != 0)))
+            lambda scores, k: mark(scores, lambda flat: ~(top(flat.abs(), k) & (flat != 0)))
         ),
         "the smallest scores are kept": (
-            lambda scores, k: _keep(scores, lambda flat: _top(-flat.abs(), k) & (flat != 0))
+            lambda scores, k: mark(scores, lambda flat: top(-flat.abs(), k) & (flat != 0))
         ),
     }
     distinct = [seed for seed in range(6) if seed % 2]

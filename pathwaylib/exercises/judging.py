@@ -152,3 +152,16 @@ def observed(model: nn.Module, x: Tensor) -> Activations:
 
 NETWORKS: tuple[Arguments, ...] = tuple(partial(small_network, seed) for seed in range(4))
 PATHWAYS: tuple[Arguments, ...] = tuple(partial(network_and_pathway, seed) for seed in range(4))
+
+
+def mark(scores: Sequence[Tensor], count: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """Join the sites, mark neurons, take the sites apart again."""
+    flat = torch.cat([score.flatten(1) for score in scores], 1)
+    parts = torch.split(count(flat), [score[0].numel() for score in scores], 1)
+    return tuple(part.view(score.shape) for part, score in zip(parts, scores, strict=True))
+
+
+def top(values: Tensor, k: int) -> Tensor:
+    """Mark the k largest entries of each row."""
+    chosen = values.topk(min(k, values.shape[1]), 1).indices
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, chosen, True)

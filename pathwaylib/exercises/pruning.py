@@ -12,8 +12,17 @@ from torch.nn import functional as F
 from ..contributions import taylor
 from ..neurons import Target, masked, response
 from ..pathway import Pathway
-from .contributions import _keep, _top
-from .judging import Answer, Verdict, call_answer, judge, network_and_pathway, observed, small_network
+from .judging import (
+    Answer,
+    Verdict,
+    call_answer,
+    judge,
+    mark,
+    network_and_pathway,
+    observed,
+    small_network,
+    top,
+)
 
 _MOST_NEURONS = 3
 _SEEDS = (4, 7, 14, 21)  # neurons wake up in these networks, and the pathways change some predictions
@@ -43,16 +52,16 @@ def check_prune_round(answer: Answer) -> Verdict:
         return observed(model, x).logits.argmax(1)
 
     def inside(keep: Callable[[Tensor, int], Tensor]) -> Answer:
-        return lambda model, x, pathway, k: _keep(
+        return lambda model, x, pathway, k: mark(
             scores(model, x, pathway, target_of(model, x)), lambda flat: keep(flat, k)
         )
 
     def largest(flat: Tensor, k: int) -> Tensor:
-        return _top(flat.abs(), k) & (flat != 0)
+        return top(flat.abs(), k) & (flat != 0)
 
     def each_site(model: nn.Module, x: Tensor, pathway: Pathway, k: int) -> tuple[Tensor, ...]:
         found = scores(model, x, pathway, target_of(model, x))
-        return tuple(_keep([score], lambda flat: largest(flat, k))[0] for score in found)
+        return tuple(mark([score], lambda flat: largest(flat, k))[0] for score in found)
 
     return judge(
         answer,
@@ -64,22 +73,22 @@ def check_prune_round(answer: Answer) -> Verdict:
             ),
             "the neurons are scored in the whole network, so some that are out come back: score them inside "
             "`with masked(pathway):`": (
-                lambda model, x, pathway, k: _keep(taylor(model, x).scores, lambda flat: largest(flat, k))
+                lambda model, x, pathway, k: mark(taylor(model, x).scores, lambda flat: largest(flat, k))
             ),
             "the neurons are scored in the whole network: score them inside `with masked(pathway):`": (
-                lambda model, x, pathway, k: _keep(
+                lambda model, x, pathway, k: mark(
                     [s * mask for s, mask in zip(taylor(model, x).scores, pathway.masks, strict=True)],
                     lambda flat: largest(flat, k),
                 )
             ),
             "this explains the class that the pathway network predicts: take the whole network's": (
-                lambda model, x, pathway, k: _keep(scores(model, x, pathway, None), lambda flat: largest(flat, k))
+                lambda model, x, pathway, k: mark(scores(model, x, pathway, None), lambda flat: largest(flat, k))
             ),
             "the signed scores are ranked: a strongly negative contribution counts too, so take absolute values": (
-                inside(lambda flat, k: _top(flat, k) & (flat != 0))
+                inside(lambda flat, k: top(flat, k) & (flat != 0))
             ),
             "neurons of score 0 are kept: where fewer than k score above 0, keep only those": (
-                inside(lambda flat, k: _top(flat.abs(), k))
+                inside(lambda flat, k: top(flat.abs(), k))
             ),
             "the neurons of score 0 come back: this is the revive rule, in the monotone one they leave first": (
                 inside(lambda flat, k: largest(flat, k) | (flat == 0))
@@ -89,7 +98,7 @@ def check_prune_round(answer: Answer) -> Verdict:
                 inside(lambda flat, k: largest(flat.view(1, -1), k).view_as(flat))
             ),
             "k neurons are removed: k is the number to keep": (
-                inside(lambda flat, k: ~_top(-flat.abs(), k) & (flat != 0))
+                inside(lambda flat, k: ~top(-flat.abs(), k) & (flat != 0))
             ),
             "the masks are inverted: True keeps a neuron": inside(lambda flat, k: ~largest(flat, k)),
         },
