@@ -58,7 +58,7 @@ class GreedyPruning:
     Raises:
         PathwayError: if a parameter is out of range, or as :func:`pathwaylib.taylor`.
 
-    Equation: s_j = |a_j ∂Φ_{P,t}(x)/∂a_j| inside Φ_P; k_r = round(N (k/N)^(r/R)), or round(N − (N − k) r/R).
+    Equation: ``s_j = |a_j ∂Φ_{P,t}(x)/∂a_j|`` inside Φ_P; k_r = round(N (k/N)^(r/R)), or round(N − (N − k) r/R).
 
     Source: Khakzar et al., *Neural Response Interpretation through the Lens of Critical Pathways* (CVPR 2021),
     section 3, and its public code for ``revive=True``.
@@ -154,7 +154,7 @@ class DistillationGuidedRouting:
         PathwayError: if a parameter is out of range, or as :func:`pathwaylib.observe`. The target plays no part in
             the loss, which compares all classes; it is only checked and noted.
 
-    Equation: min over λ ≥ 0 of CE(softmax Φ(x), softmax Φ_λ(x)) + γ Σ_j |λ_j|, where Φ_λ has a_j ← λ_j a_j.
+    Equation: min over λ ≥ 0 of CE(softmax Φ(x), softmax Φ_λ(x)) + γ Σ_j λ_j, where Φ_λ has a_j ← λ_j a_j.
 
     Source: Wang, Su, Zhang, Hu, *Interpret Neural Networks by Identifying Critical Data Routing Paths* (CVPR 2018),
     with a gate per neuron instead of one per channel, as in Khakzar et al., *Neural Response Interpretation through

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -34,12 +35,14 @@ def records(notebook: Path) -> Iterator[dict[str, Any]]:
 
 
 class Claims(SphinxDirective):
-    """Render the ledger."""
+    """Render the ledger, or with ``:keys:`` some of its rows."""
+
+    option_spec: ClassVar[dict[str, Any]] = {"keys": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
-        """Return the table, and a line that counts its rows."""
-        rows: list[tuple[str, ...]] = []
-        chapter_of: dict[str, str] = {}
+        """Return the table; of the whole ledger, also a line that counts its rows."""
+        rows: dict[str, tuple[str, ...]] = {}
+        chapters: set[str] = set()
         # The chapters' file names start with their numbers: sorted is the book's order.
         for name in sorted(self.env.found_docs):
             path = Path(self.env.doc2path(name))
@@ -47,18 +50,21 @@ class Claims(SphinxDirective):
                 continue
             self.env.note_dependency(str(path))
             for record in records(path):
-                key = record["key"]
-                if key in chapter_of:
-                    logger.warning("claim %r is made in %s and again in %s", key, chapter_of[key], name)
-                chapter_of[key] = name
+                if record["key"] in rows:
+                    logger.warning("claim %r is made twice, the second time in %s", record["key"], name)
+                chapters.add(name)
                 cells = (record[field] for field in ("statement", "value", "interval", "condition", "verdict"))
-                rows.append((*cells, f"[](/{name})"))
-        chapters = len(set(chapter_of.values()))
-        lines = [f"{len(rows)} claims from {chapters} chapters.", "", ":::{list-table}", ":header-rows: 1", ""]
-        for row in (HEADER, *rows):
+                rows[record["key"]] = (*cells, f"[](/{name})")
+        keys = self.options.get("keys", "").split()
+        for key in set(keys) - set(rows):
+            logger.warning("no chapter makes the claim %r", key)
+        shown = [rows[key] for key in keys if key in rows] if keys else list(rows.values())
+        lines = [] if keys else [f"{len(rows)} claims from {len(chapters)} chapters.", ""]
+        lines += [":::{list-table}", ":header-rows: 1", ""]
+        for row in (HEADER, *shown):
             bullets = ["* - ", *["  - "] * (len(row) - 1)]
             lines += [bullet + (cell or "–") for bullet, cell in zip(bullets, row, strict=True)]
-        container = nodes.container(classes=["claims-ledger"])
+        container = nodes.container(classes=["claims-excerpt" if keys else "claims-ledger"])
         self.state.nested_parse(StringList([*lines, ":::"], self.env.docname), self.content_offset, container)
         return [container]
 
