@@ -39,12 +39,12 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def wheel(folder: Path) -> Path:
-    """Build the package from a copy, so that no build folder is left in the repository."""
+    """Build the package from a copy, links followed, so that no build folder is left in the repository."""
     source = folder / "source"
     source.mkdir()
     for name in PACKAGED:
         (source / name).write_bytes((ROOT / name).read_bytes())
-    run("cp", "-R", ROOT / "pathwaylib", source)
+    run("cp", "-RL", ROOT / "pathwaylib", source)
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source)
     (built,) = folder.glob("pathwaylib-*.whl")
     return built
