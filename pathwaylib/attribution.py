@@ -10,7 +10,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from .errors import PathwayError
-from .neurons import Target, check_model, frozen, masked, response
+from .neurons import Target, check_model, frozen, masked, response, targets_of
 from .selectors import NeuronMCT, Selector
 
 
@@ -67,8 +67,7 @@ class PathwayGradient(GradientAttribution):
         if target is None and pathway.targets is not None:
             target = pathway.targets
         elif target is None:
-            with torch.no_grad():
-                target = self.model(x.clone()).argmax(1)
+            target = targets_of(self.model, x)
         x.requires_grad_()
         with torch.enable_grad(), frozen(self.model):
             with masked(pathway, runs=1):

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .errors import PathwayError, require_at_least_one
 from .linearity import KinkDistance, moving, walk
-from .neurons import Target, check_model, masked, observe, record, resolve_target, response, targets_of
-from .pathway import Pathway
+from .neurons import Target, check_model, masked, observe, per_input, record, resolve_target, response, targets_of
+from .pathway import Pathway, split_sites
 from .ranking import kept_neurons, largest
 from .rerun import Rerun
 
@@ -166,7 +166,7 @@ def _mean_gradient_of_pieces(rerun: Rerun, site: int, targets: Tensor) -> Tensor
     a = rerun.post[site]
 
     def scaled(scale: Tensor) -> Tensor:
-        return scale.view(-1, *[1] * (a.ndim - 1)) * a
+        return per_input(scale, a) * a
 
     def next_kink(scale: Tensor) -> Tensor:
         kinks = KinkDistance()
@@ -178,8 +178,8 @@ def _mean_gradient_of_pieces(rerun: Rerun, site: int, targets: Tensor) -> Tensor
     borders = pad_sequence([torch.cat([a.new_zeros(1), kinks, a.new_ones(1)]) for kinks in inner], True, 1.0).T
     total = torch.zeros_like(a)
     for start, end in itertools.pairwise(borders):
-        piece = _gradient(rerun, site, scaled((start + end) / 2), targets)
-        total += (end - start).view(-1, *[1] * (a.ndim - 1)) * piece
+        piece = rerun.gradient(site, scaled((start + end) / 2), targets)
+        total += per_input(end - start, a) * piece
     return total
 
 
@@ -188,15 +188,9 @@ def _mean_gradient(rerun: Rerun, site: int, targets: Tensor, scales: Tensor) -> 
     a = rerun.post[site]
     total = torch.zeros_like(a[: len(a) // scales.shape[1]])
     for steps in scales:
-        each = steps.repeat_interleave(len(a) // len(steps)).view(-1, *[1] * (a.ndim - 1))
-        total += _gradient(rerun, site, each * a, targets).unflatten(0, (len(steps), -1)).sum(0)
+        each = per_input(steps.repeat_interleave(len(a) // len(steps)), a)
+        total += rerun.gradient(site, each * a, targets).unflatten(0, (len(steps), -1)).sum(0)
     return total / scales.numel()
-
-
-def _gradient(rerun: Rerun, site: int, activation: Tensor, targets: Tensor) -> Tensor:
-    with torch.enable_grad():
-        leaf = activation.detach().requires_grad_()
-        return torch.autograd.grad(response(rerun(site, leaf), targets).sum(), leaf, materialize_grads=True)[0]
 
 
 def ablation(model: nn.Module, x: Tensor, target: Target = None, *, batch_size: int = 256) -> Contributions:
@@ -304,10 +298,8 @@ def shapley(
             gains = [_gains(model, image, chosen, everything, generator, batch_size) for _ in range(permutations)]
         values = torch.stack(gains)
         errors = values.std(0) / math.sqrt(permutations)
-        split = [flat.split([mask[0].numel() for mask in everything.masks]) for flat in (values.mean(0), errors)]
-        mean, error = (
-            tuple(part.view_as(mask) for part, mask in zip(flat, everything.masks, strict=True)) for flat in split
-        )
+        shapes = [mask.shape[1:] for mask in everything.masks]
+        mean, error = (split_sites(flat[None], shapes) for flat in (values.mean(0), errors))
         parts.append(Contributions(mean, everything.sites, chosen, error))
     return _join(parts)
 
@@ -320,8 +312,7 @@ def _gains(
     turns = (torch.randperm(like.neurons, generator=generator) + 1).to(image.device)
     responses = []
     for rounds in torch.arange(like.neurons + 1, device=image.device).split(batch_size):
-        parts = (turns <= rounds[:, None]).split([mask[0].numel() for mask in like.masks], 1)
-        inside = tuple(part.view(-1, *mask.shape[1:]) for part, mask in zip(parts, like.masks, strict=True))
+        inside = split_sites(turns <= rounds[:, None], [mask.shape[1:] for mask in like.masks])
         with masked(Pathway(inside, like.sites), runs=1):
             responses.append(model(_repeat(image, len(rounds)))[:, int(target)])
     return torch.cat(responses).diff()[turns - 1]

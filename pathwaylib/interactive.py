@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from .attribution import PathwayGradient
 from .errors import PathwayError, require_at_least_one
 from .linearity import linear_pieces
-from .neurons import Target, masked, observe, resolve_target, response, targets_of
+from .neurons import Target, masked, observe, per_input, resolve_target, response, targets_of
 from .pathway import Pathway
 from .plots import colour_limit
 from .rerun import Rerun
@@ -195,9 +195,7 @@ def neuron_figure(
         InteractiveFigure('neuron': Response as the activation of a neuron grows from 0 to full, at 2 sites.)
     """
     require_at_least_one(neurons=neurons, n_steps=n_steps)
-    targets = targets_of(model, x, target)
-    if len(targets) != 1:
-        raise PathwayError(f"x holds {len(targets)} inputs; give one, of shape (1, ...)")
+    targets = _only_target(model, x, target)
     rerun = Rerun(model, x.expand(n_steps + 1, *x.shape[1:]))
     everyone = [site.name for site in rerun.sites]
     chosen = everyone if sites is None else list(sites)
@@ -219,7 +217,7 @@ def _ways(rerun: Rerun, site: int, targets: Tensor, neurons: int) -> list[dict[s
     """Follow a whole site, and its most telling neurons, while they grow from 0 to full."""
     a = rerun.post[site]
     steps = len(a) - 1
-    scales = torch.arange(steps + 1).to(a).view(-1, *[1] * (a.ndim - 1)) / steps
+    scales = per_input(torch.arange(steps + 1).to(a), a) / steps
     targets = targets.expand(steps + 1)
 
     def responses(activation: Tensor) -> Tensor:
@@ -227,10 +225,7 @@ def _ways(rerun: Rerun, site: int, targets: Tensor, neurons: int) -> list[dict[s
 
     # The slopes at the middle of each step and, last, at full activation: Taylor's.
     middles = torch.cat([scales[:-1] + 0.5 / steps, scales[-1:]])
-    with torch.enable_grad():
-        leaf = (middles * a).detach().requires_grad_()
-        gradients = torch.autograd.grad(responses(leaf).sum(), leaf, materialize_grads=True)[0]
-    slopes = (a * gradients).flatten(1)
+    slopes = (a * rerun.gradient(site, middles * a, targets)).flatten(1)
     along, taylor = slopes[:-1], slopes[-1]
 
     def way(name: str, alone: Tensor, along: Tensor, taylor: Tensor) -> dict[str, object]:
@@ -289,9 +284,7 @@ def line_figure(
         >>> line_figure(net, x, {"up": torch.ones(4)}, {"full network": None})
         InteractiveFigure('line': Response along 1 line from an image with its linear pieces: full network.)
     """
-    targets = targets_of(model, x, target)
-    if len(targets) != 1:
-        raise PathwayError(f"x holds {len(targets)} inputs; give one, of shape (1, ...)")
+    targets = _only_target(model, x, target)
     if not directions or not pathways:
         raise PathwayError("give at least one direction and one network, for example {'full network': None}")
     with torch.no_grad():
@@ -330,12 +323,19 @@ def _walk(
     inside = nullcontext() if pathway is None else masked(pathway)
     with torch.no_grad(), inside:
         responses = [
-            response(model(x + part.view(-1, *[1] * step.ndim) * step), targets.expand(len(part)))
-            for part in ends.split(32)
+            response(model(x + per_input(part, x) * step), targets.expand(len(part))) for part in ends.split(32)
         ]
     values = torch.cat(responses)
     slopes = values.diff() / ends.diff()
     return {"ends": _rounded(ends), "values": _rounded(values - values[0]), "slopes": _rounded(slopes)}
+
+
+def _only_target(model: nn.Module, x: Tensor, target: Target) -> Tensor:
+    """Return the target of a figure's one input, ``(1,)``."""
+    targets = targets_of(model, x, target)
+    if len(targets) != 1:
+        raise PathwayError(f"x holds {len(targets)} inputs; give one, of shape (1, ...)")
+    return targets
 
 
 def _class_names(given: Sequence[str] | None, classes: int) -> list[str]:

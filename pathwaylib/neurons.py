@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
 
 from .errors import PathwayError
 from .pathway import Pathway
@@ -428,9 +429,20 @@ def targets_of(model: nn.Module, x: Tensor, target: Target = None, batch_size: i
     """Run ``model`` in batches and return the target of each input, as :func:`resolve_target` does.
 
     Raises:
-        PathwayError: if ``model`` or ``x`` cannot be used, or a target is out of range.
+        PathwayError: as :func:`observe`, or if a target is out of range.
     """
     check_model(model, x)
     with torch.no_grad():
-        logits = torch.cat([model(part.clone()) for part in x.detach().split(batch_size or len(x))])
+        parts = x.detach().split(batch_size or len(x))
+        logits = torch.cat([run(model, part, lambda site, z: site.function(z)) for part in parts])
     return resolve_target(logits, target)
+
+
+def per_input(numbers: Tensor, like: Tensor) -> Tensor:
+    """Give one number per input, ``(B,)``, the dimensions of ``like`` ``(B, ...)``, to be multiplied with it."""
+    return numbers.view(-1, *[1] * (like.ndim - 1))
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Return the tensors in a nest of arguments or results."""
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -224,6 +225,17 @@ class Pathway:
             return cls(tuple(masks), tuple(sites), targets)
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PathwayError(f"{path} is damaged or not a pathway file ({error}); write it again") from error
+
+
+def split_sites(flat: Tensor, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Take what :meth:`Pathway.flatten` joins apart again: ``(B, N)`` into one tensor ``(B, ...)`` per site.
+
+    Example:
+        >>> [part.tolist() for part in split_sites(torch.arange(6)[None], [(2,), (2, 2)])]
+        [[[0, 1]], [[[2, 3], [4, 5]]]]
+    """
+    parts = flat.split([math.prod(shape) for shape in shapes], 1)
+    return tuple(part.reshape(len(flat), *shape) for part, shape in zip(parts, shapes, strict=True))
 
 
 def _check_same_network(one: Pathway, other: Pathway) -> None:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .contributions import Contributions, taylor
 from .errors import PathwayError, require_at_least_one
 from .neurons import Site, Target, record, resolve_target, response, run, targets_of
-from .pathway import Pathway
+from .pathway import Pathway, split_sites
 from .ranking import kept_neurons, largest
 
 Schedule = Literal["geometric", "linear"]
@@ -248,13 +248,13 @@ class DistillationGuidedRouting:
         if self.start == "ones":
             return [torch.ones_like(a).requires_grad_() for a in post]
         generator = self.generator or torch.Generator().manual_seed(0)
-        sizes = [a[0].numel() for a in post]
+        neurons = sum(a[0].numel() for a in post)
         # Image by image, so that a batch draws what a loop would; in (0, 1], as a gate of 0 is never kept.
         drawn = 1 - torch.stack(
-            [torch.rand(sum(sizes), generator=generator, device=generator.device) for _ in range(len(post[0]))]
+            [torch.rand(neurons, generator=generator, device=generator.device) for _ in range(len(post[0]))]
         )
-        parts = drawn.to(post[0].device, post[0].dtype).split(sizes, 1)
-        return [part.reshape(a.shape).requires_grad_() for part, a in zip(parts, post, strict=True)]
+        parts = split_sites(drawn.to(post[0].device, post[0].dtype), [a.shape[1:] for a in post])
+        return [part.contiguous().requires_grad_() for part in parts]
 
 
 def sleeper_network() -> tuple[nn.Sequential, Tensor]:
@@ -307,8 +307,7 @@ def _gated(model: nn.Module, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
     """Run ``model`` with each activation times its gate; return the logits."""
 
     def multiply(site: Site, z: Tensor) -> Tensor:
-        # A site in place overwrites z, which the backward pass of the activation may still need.
-        return site.function(z.clone() if site.in_place else z) * gates[site.index]
+        return site.activate(z) * gates[site.index]
 
     return run(model, x, multiply)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import PathwayError
+from .pathway import split_sites
 
 
 def kept_neurons(neurons: int, sparsity: float) -> int:
@@ -63,7 +64,7 @@ def largest(scores: Sequence[Tensor], k: int) -> tuple[Tensor, ...]:
         if count > k:
             tied = (magnitude == border).nonzero()[:, 0]
             marks[tied[_scatter(tied).argsort(descending=True)[: count - k]]] = False
-    return tuple(part.unflatten(1, shape) for part, shape in zip(kept.split(sizes, 1), shapes, strict=True))
+    return split_sites(kept, shapes)
 
 
 def _scatter(indices: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree
 
-from .neurons import Site, Visitor, run
+from .neurons import Site, Visitor, response, run, tensors_of
 
 
 class Rerun:
@@ -59,6 +58,7 @@ class Rerun:
             self.logits = run(model, self.x, note, within=self._recording)
         # The backward pass of an activation needs its result: where the network overwrites one, it gets a copy.
         self._private = self._recording.overwrites_activations()
+        self._overwritten = [self._recording.overwritten_at(site) for site in range(len(sites))]
         del self._recording.results[self._recording.site_calls[-1] :]  # nothing runs on from behind the last site
         self.sites = tuple(sites)
         self.post = tuple(post)
@@ -81,8 +81,8 @@ class Rerun:
         Returns:
             The logits ``(B, K)``.
         """
-        partial = self._recording.can_resume(site)
-        skipped = site if partial else 0
+        overwritten = self._overwritten[site]
+        skipped = 0 if overwritten is None else site
 
         def replace(call: Site, z: Tensor) -> Tensor:
             index = call.index + skipped
@@ -93,11 +93,30 @@ class Rerun:
 
         @contextmanager
         def contexts() -> Iterator[None]:
+            recalled = nullcontext() if overwritten is None else _Recalled(self._recording, site, overwritten)
             # The last mode entered is the first asked: what is recalled gets no further.
-            with within or nullcontext(), _Recalled(self._recording, site) if partial else nullcontext():
+            with within or nullcontext(), recalled:
                 yield
 
         return run(self.model, self.x, replace, within=contexts())
+
+    def gradient(self, site: int, activation: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient of each input's response by a site's activation, there; see :meth:`__call__`.
+
+        Args:
+            site: index of the site.
+            activation: shaped like ``post[site]``.
+            targets: class of each input's response, ``(B,)``.
+
+        Example:
+            >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+            >>> rerun = Rerun(net, torch.rand(1, 2))
+            >>> bool((rerun.gradient(0, rerun.post[0], torch.tensor([1])) == net[2].weight[1]).all())
+            True
+        """
+        with torch.enable_grad():
+            leaf = activation.detach().requires_grad_()
+            return torch.autograd.grad(response(self(site, leaf), targets).sum(), leaf, materialize_grads=True)[0]
 
 
 class _Recording(TorchFunctionMode):
@@ -116,7 +135,7 @@ class _Recording(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = [(tensor, tensor._version) for tensor in _tensors((args, kwargs))]
+        given = [(tensor, tensor._version) for tensor in tensors_of((args, kwargs))]
         result = func(*args, **(kwargs or {}))
         for tensor, version in given:
             if tensor._version != version:
@@ -128,45 +147,39 @@ class _Recording(TorchFunctionMode):
         """Tell whether the network changed what an activation call had returned."""
         return any(self.changed.get(_memory(self.results[call]), -1) > call for call in self.site_calls)
 
-    def can_resume(self, site: int) -> bool:
-        """Tell whether all that was computed before the site still held its value when the run ended."""
+    def overwritten_at(self, site: int) -> dict[int, Tensor] | None:
+        """Return, by identity, the earlier result that a site in place overwrites; None if no run can go on there.
+
+        That takes that all computed before the site still held its value when the run ended.
+        """
         call = self.site_calls[site]
-        early = [tensor for result in self.results[:call] for tensor in _tensors(result)]
+        early = [tensor for result in self.results[:call] for tensor in tensors_of(result)]
         if any(self.changed.get(_memory(tensor), -1) > call for tensor in early):
-            return False
-        # A site in place overwrites its input: right for that very tensor, but a view of it would keep the old graph.
-        overwritten = {id(tensor) for tensor in early if self.changed.get(_memory(tensor), -1) == call}
-        return len(overwritten) <= 1
+            return None
+        overwritten = {id(tensor): tensor for tensor in early if self.changed.get(_memory(tensor), -1) == call}
+        # Right for the very tensor the site was given, but a view of it would keep the old graph.
+        return overwritten if len(overwritten) <= 1 else None
 
 
 class _Recalled(TorchFunctionMode):
     """Give recorded results back up to a site; compute from there on."""
 
-    def __init__(self, recording: _Recording, site: int) -> None:
+    def __init__(self, recording: _Recording, site: int, overwritten: dict[int, Tensor]) -> None:
         super().__init__()
-        self.recording = recording
+        self.results = recording.results
         self.until = recording.site_calls[site]
         self.calls = 0
         # What a site in place overwrites is handed out as a copy: later sites still need what was recorded.
-        self.copies = {
-            id(tensor): tensor.clone()
-            for result in recording.results[: self.until]
-            for tensor in _tensors(result)
-            if recording.changed.get(_memory(tensor), -1) == self.until
-        }
+        self.copies = {identity: tensor.clone() for identity, tensor in overwritten.items()}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if self.calls == self.until:
             return func(*args, **(kwargs or {}))
-        result = self.recording.results[self.calls]
+        result = self.results[self.calls]
         self.calls += 1
         return self.copies.get(id(result), result)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _memory(tensor: Tensor) -> int:

@@ -312,3 +312,20 @@ def test_on_a_gpu_as_on_the_processor() -> None:
         assert isinstance(there, Contributions)
         for a, b in zip(score.scores, there.scores, strict=True):
             torch.testing.assert_close(a, b.cpu(), rtol=1e-6, atol=1e-8)
+
+
+class Pair(nn.Module):
+    """Returns two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.relu(self.layer(x)), x
+
+
+@pytest.mark.parametrize("score", [integrated_gradients, ablation], ids=lambda score: score.__name__)
+def test_a_network_that_returns_no_logits_is_answered(score) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(PathwayError, match="Pair returned tuple"):
+        score(Pair().eval(), torch.rand(2, 3))

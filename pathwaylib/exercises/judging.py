@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..contributions import Contributions
 from ..neurons import Activations, observe
-from ..pathway import Pathway
+from ..pathway import Pathway, split_sites
 
 Answer = Callable[..., Any]
 Arguments = Callable[[], tuple[Any, ...]]
@@ -157,8 +157,7 @@ PATHWAYS: tuple[Arguments, ...] = tuple(partial(network_and_pathway, seed) for s
 def mark(scores: Sequence[Tensor], count: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
     """Join the sites, mark neurons, take the sites apart again."""
     flat = torch.cat([score.flatten(1) for score in scores], 1)
-    parts = torch.split(count(flat), [score[0].numel() for score in scores], 1)
-    return tuple(part.view(score.shape) for part, score in zip(parts, scores, strict=True))
+    return split_sites(count(flat), [score.shape[1:] for score in scores])
 
 
 def top(values: Tensor, k: int) -> Tensor:

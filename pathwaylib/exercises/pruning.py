@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..contributions import taylor
 from ..neurons import Target, masked, response
-from ..pathway import Pathway
+from ..pathway import Pathway, split_sites
 from .judging import (
     Answer,
     Verdict,
@@ -292,8 +292,7 @@ def check_sleeper(answer: Answer) -> Verdict:
         if active.neurons > _MOST_NEURONS:
             return Verdict(False, f"the network has {active.neurons:,} neurons: three are enough")
         subsets = torch.cartesian_prod(*[torch.tensor([False, True])] * active.neurons).view(-1, active.neurons)
-        parts = subsets.split([mask[0].numel() for mask in active.masks], 1)
-        masks = tuple(part.reshape(-1, *mask.shape[1:]) for part, mask in zip(parts, active.masks, strict=True))
+        masks = split_sites(subsets, [mask.shape[1:] for mask in active.masks])
         with masked(Pathway(masks, active.sites)):
             logits = observed(model, x.expand(len(subsets), *x.shape[1:])).logits
     except Exception as error:  # a reader's network may fail in any way

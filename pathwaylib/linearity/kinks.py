@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..errors import PathwayError
-from ..neurons import Site, check_model, run
+from ..neurons import Site, check_model, per_input, run
 from ..pathway import Pathway
 from .piecewise import KINKS, Watch, check_batch, gather
 
@@ -125,7 +125,7 @@ def _along(model: nn.Module, x: Tensor, direction: Tensor, pathway: Pathway | No
     tangent = direction.detach().to(x).expand_as(x)
 
     def next_kink(position: Tensor) -> Tensor:
-        point = x.detach() + position.view(-1, *[1] * (x.ndim - 1)) * tangent
+        point = x.detach() + per_input(position, x) * tangent
         kinks = KinkDistance(pathway)
         with torch.no_grad(), forward_ad.dual_level():
             run(model, moving(point, tangent), kinks, within=kinks)

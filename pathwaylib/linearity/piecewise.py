@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
@@ -10,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree
 
 from ..errors import PathwayError
-from ..neurons import Site, apply_mask
+from ..neurons import Site, apply_mask, tensors_of
 from ..pathway import Pathway
 
 KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "relu6": (0.0, 6.0)}
@@ -54,7 +54,7 @@ def check_batch(x: Tensor, pathway: Pathway | None) -> None:
         )
 
 
-class Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode, ABC):
     """Visitor and function mode of one run: shown every site and every max-pooling; refuses what may not be linear.
 
     Use it as both: ``run(model, x, watch, within=watch)``. Only values that move with the image are of interest:
@@ -105,23 +105,18 @@ class Watch(TorchFunctionMode):
         """Return the mask of the site's kept neurons, to be broadcast over the batch."""
         return z.new_ones(1, *z.shape[1:], dtype=torch.bool) if self.masks is None else self.masks[site.index]
 
+    @abstractmethod
     def at_site(self, site: Site, z: Tensor) -> Tensor:
         """Note a site; return what the network goes on with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def at_pool(self, name: str, windows: Tensor, given: Tensor) -> None:
         """Note a max-pooling of ``given`` ``(B, C, H, W)``; see :func:`_windows`."""
-        raise NotImplementedError
 
 
 def moves(tensor: Tensor) -> bool:
     """Tell whether a tensor depends on the image: it has a gradient graph or a tangent."""
     return tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None
-
-
-def tensors_of(tree: Any) -> list[Tensor]:
-    """Return the tensors in a nest of arguments or results."""
-    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def name_of(func: Callable[..., Any]) -> str:

@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 
 from ..errors import PathwayError
-from ..neurons import Target, check_model, resolve_target, run
+from ..neurons import Target, check_model, targets_of
 from ..pathway import Pathway
 from .chain import Chain
 from .conditions import Binding, Graph, Node, Probe, one_by_one
@@ -110,8 +110,7 @@ def linear_region(
     check_batch(x, pathway)
     if target is None and pathway is not None and pathway.targets is not None:
         target = pathway.targets
-    with torch.no_grad():
-        targets = resolve_target(run(model, x.detach(), lambda site, z: site.function(z)), target)
+    targets = targets_of(model, x, target)
     generator = generator or torch.Generator().manual_seed(0)
     found = []
     for index, image in enumerate(x.detach().split(1)):
