@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from typing import Any
 
 import matplotlib as mpl
@@ -62,8 +63,8 @@ def setup(seed: int = 0) -> None:
     """Make a notebook repeatable and its figures legible on light and dark pages; nothing is printed.
 
     Seeds Python, NumPy and PyTorch, uses every processor this process may use, asks PyTorch for deterministic
-    algorithms (where a GPU is used, it warns of operations that have none), and sets matplotlib's style. Call it in
-    the first cell.
+    algorithms (where a GPU is used, it warns of operations that have none), sets matplotlib's style, and silences
+    Captum's notices of what it does to the gradient flags and hooks of its inputs. Call it in the first cell.
 
     Args:
         seed: seed of all generators, at least 0.
@@ -89,6 +90,7 @@ def setup(seed: int = 0) -> None:
     # Zeroing memory that is about to be overwritten costs time and changes no result of ours.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     mpl.rcParams.update(_STYLE)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\.")
     if get_ipython() is not None:
         _repeatable_png()
 

@@ -52,8 +52,17 @@ def execute(path: Path) -> float:
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     seconds = time.perf_counter() - started
+    _raise_on_warnings(notebook, path)
     write(normalised(notebook), path)
     return seconds
+
+
+def _raise_on_warnings(notebook: NotebookNode, path: Path) -> None:
+    """Refuse a chapter that warns: its stderr is not stored, so nbval and the reader would be the first to see it."""
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", ()):
+            if output.get("name") == "stderr" and "Warning: " in output.text:
+                raise RuntimeError(f"{path}: cell {number} warns: {output.text.strip()}")
 
 
 def read(path: Path) -> NotebookNode:
