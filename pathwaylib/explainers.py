@@ -31,7 +31,7 @@ from .neurons import Target, targets_of
 from .selectors import NeuronIntGrad, NeuronMCT, Selector
 
 Explainer = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""Takes a network, images ``(B, C, H, W)`` and one target each ``(B,)``; returns attributions shaped like the images."""
+"""Takes a network, images ``(B, C, H, W)`` and targets ``(B,)``; returns attributions shaped like the images."""
 
 
 def explain(
@@ -166,7 +166,7 @@ def _grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     model = _out_of_place(model)
     cam = LayerGradCam(model, last_maps(model, x)).attribute(_leaf(x), target, relu_attributions=True)
     # Every channel gets its share, so that the sum over channels is the map.
-    return LayerAttribution.interpolate(cam, x.shape[2:], "bilinear").expand_as(x) / x.shape[1]
+    return cast(Tensor, LayerAttribution.interpolate(cam, x.shape[2:], "bilinear").expand_as(x) / x.shape[1])
 
 
 def _guided_grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -185,9 +185,9 @@ def _random(x: Tensor, seed: int) -> Tensor:
 
 
 def _centre(x: Tensor) -> Tensor:
-    """Return the closeness of each pixel to the centre of the image."""
+    """Return the closeness of each pixel to the centre of the image: from 0 in the corners to 1."""
     rows, columns = (torch.linspace(-1, 1, size, device=x.device, dtype=x.dtype) for size in x.shape[2:])
-    return (-torch.hypot(rows[:, None], columns)).expand_as(x).clone()
+    return (1 - torch.hypot(rows[:, None], columns) / 2**0.5).expand_as(x).clone()
 
 
 def _out_of_place(model: nn.Module) -> nn.Module:
@@ -195,7 +195,7 @@ def _out_of_place(model: nn.Module) -> nn.Module:
     changed = copy.deepcopy(model)
     for module in changed.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False
+            setattr(module, "inplace", False)
     return changed
 
 

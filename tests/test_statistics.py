@@ -1,0 +1,77 @@
+"""Paired differences and ranks, against SciPy's tests and rankings worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import friedmanchisquare, ttest_rel
+
+from pathwaylib import Interval, PathwayError, bootstrap_interval, paired_difference, rank_stability
+
+
+def test_paired_difference_is_the_t_test_in_other_units() -> None:
+    rng = np.random.default_rng(0)
+    difficulty = 10 * rng.normal(size=80)
+    first, second = difficulty + rng.normal(0.5, 1, 80), difficulty + rng.normal(0, 1, 80)
+    found = paired_difference(first, second)
+    assert found.difference == bootstrap_interval(first - second)
+    assert found.effect * np.sqrt(80) == pytest.approx(ttest_rel(first, second).statistic)
+    assert found.share.value == np.mean(first > second)
+    # What both have in common does not count: the two means alone could never tell them apart.
+    width = found.difference.high - found.difference.low
+    assert width < 0.2 * (bootstrap_interval(first).high - bootstrap_interval(first).low)
+    turned = paired_difference(second, first)
+    assert turned.difference.value == -found.difference.value
+    assert turned.effect == -found.effect
+
+
+def test_paired_difference_of_equal_methods() -> None:
+    same = paired_difference([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert same.difference == Interval(0, 0, 0)
+    assert (same.effect, same.share) == (0, Interval(0.5, 0.5, 0.5))
+    assert paired_difference([1.0, 2.0], [2.0, 3.0]).effect == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [([1.0, 2.0], [1.0, 2.0, 3.0]), ([1.0], [2.0]), ([1.0, np.nan], [1.0, 2.0])]
+)
+def test_paired_difference_refuses(first: list[float], second: list[float]) -> None:
+    with pytest.raises(PathwayError):
+        paired_difference(first, second)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_agreement_is_friedmans_statistic(ties: bool) -> None:
+    rng = np.random.default_rng(1)
+    table = rng.normal(size=(12, 4)) + np.arange(4) / 2
+    if ties:
+        table = table.round()
+    found = rank_stability(dict(zip("abcd", table.T, strict=True)))
+    assert found.agreement == pytest.approx(friedmanchisquare(*table.T).statistic / (12 * 3))
+
+
+def test_ranks() -> None:
+    clear = rank_stability({"good": [5.0, 6, 7], "bad": [1.0, 2, 1], "middle": [3.0, 3, 4]})
+    assert clear.ranks == {"good": Interval(1, 1, 1), "bad": Interval(3, 3, 3), "middle": Interval(2, 2, 2)}
+    assert clear.agreement == pytest.approx(1)
+    assert rank_stability({"a": [5.0, 6], "b": [1.0, 2]}, largest_best=False).ranks["b"].value == 1
+    rng = np.random.default_rng(2)
+    noise = rank_stability({name: rng.normal(size=50) for name in "abcde"})
+    assert noise.agreement < 0.15
+    assert max(interval.high - interval.low for interval in noise.ranks.values()) >= 2
+    equal = rank_stability({"a": [1.0, 1], "b": [1.0, 1]})
+    assert equal.ranks["a"].value == equal.ranks["b"].value == 1.5
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"a": [1.0, 2.0]},
+        {"a": [1.0, 2.0], "b": [1.0]},
+        {"a": [1.0], "b": [2.0]},
+        {"a": [1.0, 2.0], "b": [np.inf, 1.0]},
+    ],
+)
+def test_ranks_refuse(scores: dict[str, list[float]]) -> None:
+    with pytest.raises(PathwayError):
+        rank_stability(scores)
