@@ -195,7 +195,7 @@ def _out_of_place(model: nn.Module) -> nn.Module:
     changed = copy.deepcopy(model)
     for module in changed.modules():
         if getattr(module, "inplace", False):
-            setattr(module, "inplace", False)
+            module.inplace = False  # type: ignore[assignment]
     return changed
 
 

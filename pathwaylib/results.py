@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 from .errors import PathwayError
-from .files import atomic_write
+from .files import atomic_write, cache_dir
 
 
 class ResultStore:
@@ -59,26 +63,94 @@ class ResultStore:
         Raises:
             PathwayError: if the stored table was computed with other settings, or there are no rows.
         """
-        path = self.folder / f"{name}.csv"
         settings = json.loads(json.dumps(settings or {}))
-        if path.exists():
-            noted = self.provenance(name)["settings"]
-            if noted != settings:
-                raise PathwayError(
-                    f"{path} was computed with {noted}, not with {settings}; remove it, or give another folder"
-                )
-            return pd.read_csv(path)
+        stored = self._stored(name, settings)
+        if len(stored):
+            return stored
         start = time.perf_counter()
         frame = pd.DataFrame([dict(row) for row in compute()])
         if frame.empty:
             raise PathwayError(f"no rows were computed for {name}")
-        minutes = (time.perf_counter() - start) / 60
+        return self._write(name, frame, (time.perf_counter() - start) / 60, settings)
+
+    def jobs(
+        self,
+        name: str,
+        jobs: Sequence[Mapping[str, Any]],
+        work: Callable[..., Mapping[str, object]],
+        settings: Mapping[str, object] | None = None,
+    ) -> pd.DataFrame:
+        """Do the jobs that a table does not hold yet, one row each; return the table.
+
+        The table is the ledger: it is written after every job, so a run that was killed goes on with the next. Several
+        processes may share it: each takes jobs that no other is at.
+
+        Args:
+            name: of the table, without ``.csv``.
+            jobs: what tells each job from the others, such as ``{"method": "random", "seed": 0}``, in the order to do
+                them in; all with the same keys.
+            work: takes a job's entries as keyword arguments, returns what was found: the rest of its row.
+            settings: what all rows depend on; a table computed with others is not taken.
+
+        Returns:
+            The rows of all jobs done so far, by this process or others, each with ``minutes``, ``commit`` and
+            ``finished``.
+
+        Raises:
+            PathwayError: if the stored table was computed with other settings.
+
+        Example:
+            >>> import tempfile
+            >>> store = ResultStore(tempfile.mkdtemp())
+            >>> squares = store.jobs("squares", [{"n": 2}, {"n": 3}], lambda n: {"square": n * n})
+            >>> squares[["n", "square"]].to_dict("records")
+            [{'n': 2, 'square': 4}, {'n': 3, 'square': 9}]
+        """
+        path = self.folder / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        settings = json.loads(json.dumps(settings or {}))
+        locks = cache_dir() / "locks" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+        locks.mkdir(parents=True, exist_ok=True)
+        for job in tqdm(jobs, unit="job"):
+            mark = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+            try:
+                with FileLock(locks / mark, timeout=0):
+                    if _holds(self._stored(name, settings), job):
+                        continue
+                    start = time.perf_counter()
+                    found = work(**job)
+                    minutes = (time.perf_counter() - start) / 60
+                    row = {**job, **found, "minutes": round(minutes, 2), "commit": _commit()}
+                    row["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+                    with FileLock(locks / "table"):
+                        before = self._stored(name, settings)
+                        frame = pd.concat([before, pd.DataFrame([row])], ignore_index=True)
+                        self._write(name, frame, float(frame["minutes"].sum()), settings)
+            except Timeout:
+                continue  # another process is at it
+        return self._stored(name, settings)
+
+    def _stored(self, name: str, settings: object) -> pd.DataFrame:
+        """Return a stored table, or an empty one."""
+        path = self.folder / f"{name}.csv"
+        if not path.exists():
+            return pd.DataFrame()
+        noted = self.provenance(name)["settings"]
+        if noted != settings:
+            raise PathwayError(
+                f"{path} was computed with {noted}, not with {settings}; remove it, or give another folder"
+            )
+        return pd.read_csv(path)
+
+    def _write(self, name: str, frame: pd.DataFrame, minutes: float, settings: object) -> pd.DataFrame:
+        """Store a table and its provenance; return it as every later reader gets it."""
+        path = self.folder / f"{name}.csv"
         # The provenance first: a table without one would be numbers of unknown origin.
         with atomic_write(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(_provenance(minutes, len(frame), settings), indent=1) + "\n")
         with atomic_write(path) as temporary:
             frame.to_csv(temporary, index=False, float_format="%.6g")
-        return pd.read_csv(path)  # as every later reader gets it
+        return pd.read_csv(path)
 
 
 def load_results(name: str) -> pd.DataFrame:
@@ -102,6 +174,13 @@ def load_results(name: str) -> pd.DataFrame:
         stored = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.csv"))
         raise PathwayError(f"there is no table {name!r}; stored are {', '.join(stored) or 'none'}")
     return pd.read_csv(path)
+
+
+def _holds(table: pd.DataFrame, job: Mapping[str, Any]) -> bool:
+    """Tell whether a table has the row of a job."""
+    if table.empty:
+        return False
+    return bool(np.logical_and.reduce([table[key] == value for key, value in job.items()]).any())
 
 
 def _provenance(minutes: float, rows: int, settings: object) -> dict[str, object]:

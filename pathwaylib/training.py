@@ -238,6 +238,20 @@ def _resume(
 
 
 @torch.inference_mode()
+def predictions(model: nn.Module, data: ImageSet, *, batch_size: int = 500) -> Tensor:
+    """Return the class that ``model`` predicts for each image of ``data``: int64 ``(N,)``, on the CPU.
+
+    Example:
+        >>> from pathwaylib import planted
+        >>> from pathwaylib.architectures import planted_cnn
+        >>> predictions(planted_cnn(), planted(16)).shape
+        torch.Size([16])
+    """
+    device = next(model.parameters()).device
+    parts = torch.arange(len(data)).split(batch_size)
+    return torch.cat([model(data[indices][0].to(device)).argmax(1).cpu() for indices in parts])
+
+
 def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 500) -> float:
     """Return the share of ``data`` whose label ``model`` predicts.
 
@@ -247,9 +261,4 @@ def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 500) -> floa
         >>> 0 <= accuracy(planted_cnn(), planted(16)) <= 1
         True
     """
-    device = next(model.parameters()).device
-    correct = 0
-    for indices in torch.arange(len(data)).split(batch_size):
-        images, labels = data[indices]
-        correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
-    return correct / len(data)
+    return float((predictions(model, data, batch_size=batch_size) == data.labels).double().mean())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -55,6 +58,53 @@ def test_a_computation_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(PathwayError, match="no rows"):
         store.table("table", list)
     assert not (tmp_path / "folder").exists()
+
+
+JOBS = [{"method": method, "seed": seed} for method in ("a", "b") for seed in (0, 1)]
+
+
+def test_jobs_go_on_where_a_run_was_stopped(tmp_path: Path) -> None:
+    store, done = ResultStore(tmp_path), []
+
+    def work(method: str, seed: int) -> dict[str, object]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append((method, seed))
+        return {"accuracy": 0.5 + seed}
+
+    with pytest.raises(KeyboardInterrupt):
+        store.jobs("ledger", JOBS, work, {"epochs": 2})
+    assert pd.read_csv(tmp_path / "ledger.csv")["accuracy"].tolist() == [0.5, 1.5, 0.5]
+    assert store.provenance("ledger")["rows"] == 3
+    del done[0]  # one more may be done now
+    table = store.jobs("ledger", JOBS, work, {"epochs": 2})
+    assert done == [("a", 1), ("b", 0), ("b", 1)]  # the last one only, of those that were left
+    assert table[["method", "seed"]].to_dict("records") == JOBS
+    assert {"minutes", "commit", "finished"} <= set(table.columns)
+    with pytest.raises(PathwayError, match="epochs"):
+        store.jobs("ledger", JOBS, work, {"epochs": 3})
+
+
+def test_a_job_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    # Each process notes what it did; together they must have done every job once.
+    code = """
+import sys, time
+from pathwaylib.results import ResultStore
+def work(method, seed):
+    with open(sys.argv[2], "a") as file:
+        file.write(f"{method}{seed}\\n")
+    time.sleep(0.3)
+    return {"accuracy": 1.0}
+jobs = [{"method": m, "seed": s} for m in "abc" for s in (0, 1)]
+ResultStore(sys.argv[1]).jobs("ledger", jobs, work)
+"""
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", code, str(tmp_path / "store"), str(log)]
+    environment = os.environ | {"PATHWAYLIB_CACHE": str(tmp_path / "cache")}
+    processes = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert sorted(log.read_text().split()) == ["a0", "a1", "b0", "b1", "c0", "c1"]
+    assert len(pd.read_csv(tmp_path / "store" / "ledger.csv")) == 6
 
 
 def test_stored_tables_ship_and_others_are_told() -> None:

@@ -1,0 +1,218 @@
+"""Remove and retrain: does a network that never saw the marked pixels get worse without them?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..data import ImageSet
+from ..errors import PathwayError
+from ..explainers import Explainer, explain
+from ..files import atomic_write
+from ..training import Recipe, predictions, train_classifier
+
+_SHARD = 5_000  # images per file: what a killed run has to do again at most
+
+
+def score_images(
+    explainer: Explainer,
+    model: nn.Module,
+    data: ImageSet,
+    *,
+    folder: Path | None = None,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Tensor:
+    """Return how relevant each pixel of a whole data set is to the class the network predicts.
+
+    The labels play no part: maps that explain the label would carry it into the images they are used on.
+
+    Args:
+        explainer: such as one of :func:`pathwaylib.explainers`.
+        model: the network to explain, in eval mode, on ``device``.
+        data: ``N`` images.
+        folder: keeps the scores, 5,000 images a file; a run that was stopped goes on after the last file.
+        batch_size: images to explain at once.
+        device: where the network is.
+        progress: show a progress bar.
+
+    Returns:
+        Float16 tensor ``(N, H, W)``: the largest absolute attribution among a pixel's channels, as a share of the
+        largest in its image. (Half precision keeps the order of all but near-equal pixels; 8 bits do not.)
+
+    Raises:
+        PathwayError: as :func:`pathwaylib.explain`, or if ``folder`` holds scores of another number of images.
+
+    Example:
+        >>> from pathwaylib import explainers, load_model, planted
+        >>> data = planted(n=4)
+        >>> scores = score_images(explainers()["gradient"], load_model("planted-cnn"), data, progress=False)
+        >>> scores.shape, scores.dtype, float(scores.amax())
+        (torch.Size([4, 32, 32]), torch.float16, 1.0)
+    """
+    parts = []
+    starts = range(0, len(data), _SHARD)
+    for start in tqdm(starts, unit="shard", disable=not progress, leave=False):
+        images, _ = data[start : start + _SHARD]
+        path = None if folder is None else folder / f"scores-{start:06d}.safetensors"
+        if path is None or not path.exists():
+            maps = explain(explainer, model, images.to(device), batch_size=batch_size, progress=progress)
+            part = _shares(maps).cpu()
+            if path is not None:
+                with atomic_write(path) as temporary:
+                    save_file({"scores": part}, temporary)
+        else:
+            part = load_file(path)["scores"]
+        if len(part) != len(images):
+            raise PathwayError(f"{path} holds scores of {len(part)} images, not {len(images)}; remove it")
+        parts.append(part)
+    return torch.cat(parts)
+
+
+def _shares(maps: Tensor) -> Tensor:
+    pixels = maps.abs().amax(1)
+    return (pixels / pixels.amax((1, 2), keepdim=True).clamp(min=torch.finfo(pixels.dtype).tiny)).half()
+
+
+def remove_pixels(
+    data: ImageSet, scores: Tensor, fraction: float, *, fill: Tensor | None = None, seed: int = 0
+) -> ImageSet:
+    """Return a data set without the most relevant pixels of every image.
+
+    Args:
+        data: ``N`` images of ``H`` times ``W`` pixels.
+        scores: relevance of each pixel, ``(N, H, W)``; among equal ones chance decides.
+        fraction: share of the pixels to remove, in [0, 1]; exactly ``round(fraction · H · W)`` leave.
+        fill: what replaces a pixel, uint8 ``(C,)``; the mean of ``data`` per channel if left out. For a test set give
+            that of the training set.
+        seed: decides among equal scores.
+
+    Raises:
+        PathwayError: if scores and images do not fit together, a score is NaN, or ``fraction`` is out of range.
+
+    Example:
+        >>> from pathwaylib import planted
+        >>> data = planted(n=2)
+        >>> grey = remove_pixels(data, torch.rand(2, 32, 32), 0.5, fill=torch.zeros(3, dtype=torch.uint8))
+        >>> (grey.images.amax(1) == 0).float().mean((1, 2))
+        tensor([0.5000, 0.5000])
+    """
+    count, _, height, width = data.images.shape
+    if scores.shape != (count, height, width) or bool(scores.isnan().any()):
+        raise PathwayError(
+            f"scores of shape {tuple(scores.shape)} for images of shape {tuple(data.images.shape)}; give one number "
+            "for every pixel, none of them NaN"
+        )
+    if not 0 <= fraction <= 1:
+        raise PathwayError(f"fraction is {fraction}; give a share of the pixels in [0, 1]")
+    fill = mean_colour(data) if fill is None else fill
+    removed = round(fraction * height * width)
+    generator = torch.Generator().manual_seed(seed)
+    images = data.images.clone()
+    for start in range(0, count, _SHARD):
+        part = slice(start, start + _SHARD)
+        # Shuffled first, so that a stable sort leaves equal scores in random order.
+        shuffled = torch.rand(scores[part].shape, generator=generator).flatten(1).argsort(1)
+        order = scores[part].flatten(1).gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+        gone = shuffled.gather(1, order[:, :removed])
+        mask = torch.zeros(shuffled.shape, dtype=torch.bool).scatter_(1, gone, value=True).view(-1, 1, height, width)
+        images[part] = torch.where(mask, fill.view(1, -1, 1, 1), images[part])
+    return ImageSet(images, data.labels, data.classes, data.masks)
+
+
+def mean_colour(data: ImageSet) -> Tensor:
+    """Return the mean of a data set's images per channel, uint8 ``(C,)``.
+
+    Example:
+        >>> mean_colour(ImageSet(torch.full((2, 3, 4, 4), 7).byte(), torch.zeros(2).long(), ("a",)))
+        tensor([7, 7, 7], dtype=torch.uint8)
+    """
+    # In parts: float64 copies of a whole data set would take gigabytes.
+    sums = torch.stack([part.double().sum((0, 2, 3)) for part in data.images.split(_SHARD)]).sum(0)
+    return (sums * data.images.shape[1] / data.images.numel()).round().to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Retrained:
+    """A network trained from scratch on images with pixels removed.
+
+    Attributes:
+        correct: whether it is right on each test image, bool ``(N,)``.
+        log: one row per epoch, as of :func:`pathwaylib.training.train_classifier`.
+    """
+
+    correct: Tensor
+    log: list[dict[str, float]]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the test images it is right on."""
+        return float(self.correct.double().mean())
+
+
+def remove_and_retrain(
+    architecture: Callable[[], nn.Module],
+    train: ImageSet,
+    test: ImageSet,
+    scores: tuple[Tensor, Tensor],
+    fraction: float,
+    recipe: Recipe,
+    *,
+    checkpoint: Path | None = None,
+    device: torch.device | str = "cpu",
+    bfloat16: bool = True,
+    progress: bool = True,
+) -> Retrained:
+    """Remove the most relevant pixels of training and test images, train a new network, test it.
+
+    A network that sees gaps only when it is tested fails for the strangeness of the image as much as for what is
+    missing. One that is trained on such images fails for what is missing. What it can do is bounded by what the
+    removed pixels told, and also by what the *shape* of the gaps tells: a map that draws the object leaves its outline.
+
+    Args:
+        architecture: makes the network, such as ``pathwaylib.architectures.ARCHITECTURES["cifar10-resnet8"]``.
+        train: training images.
+        test: test images.
+        scores: relevance of the pixels of both, ``(N, H, W)`` each; see :func:`score_images`.
+        fraction: share of the pixels to remove, in [0, 1].
+        recipe: of the training; its ``seed`` also decides among equal scores.
+        checkpoint: keeps the training's state between epochs.
+        device: where to train.
+        bfloat16: train under bfloat16 autocast.
+        progress: show a progress bar over epochs.
+
+    Returns:
+        :class:`Retrained`.
+
+    Raises:
+        PathwayError: as :func:`remove_pixels` and :func:`pathwaylib.training.train_classifier`.
+
+    Source: Hooker, Erhan, Kindermans, Kim, *A Benchmark for Interpretability Methods in Deep Neural Networks*
+    (NeurIPS 2019).
+
+    Example:
+        >>> from pathwaylib import planted
+        >>> from pathwaylib.architectures import planted_cnn
+        >>> data, recipe = planted(n=64), Recipe(epochs=1, batch_size=32, crop_padding=0)
+        >>> scores = torch.rand(64, 32, 32)
+        >>> found = remove_and_retrain(planted_cnn, data, data, (scores, scores), 0.5, recipe, progress=False)
+        >>> found.correct.shape
+        torch.Size([64])
+    """
+    fill = mean_colour(train)
+    left = [
+        remove_pixels(data, part, fraction, fill=fill, seed=recipe.seed)
+        for data, part in zip((train, test), scores, strict=True)
+    ]
+    model = architecture()
+    log = train_classifier(
+        model, left[0], recipe, checkpoint=checkpoint, device=device, bfloat16=bfloat16, progress=progress
+    )
+    return Retrained(predictions(model, left[1]) == test.labels, log)
