@@ -16,6 +16,7 @@ from ..errors import PathwayError
 from ..explainers import Explainer, explain
 from ..files import atomic_write
 from ..training import Recipe, predictions, train_classifier
+from .faithfulness import pixel_order
 
 _SHARD = 5_000  # images per file: what a killed run has to do again at most
 
@@ -95,7 +96,7 @@ def remove_pixels(
         seed: decides among equal scores.
 
     Raises:
-        PathwayError: if scores and images do not fit together, a score is NaN, or ``fraction`` is out of range.
+        PathwayError: if scores and images do not fit together, a score is not finite, or ``fraction`` is out of range.
 
     Example:
         >>> from pathwaylib import planted
@@ -105,10 +106,10 @@ def remove_pixels(
         tensor([0.5000, 0.5000])
     """
     count, _, height, width = data.images.shape
-    if scores.shape != (count, height, width) or bool(scores.isnan().any()):
+    if scores.shape != (count, height, width):
         raise PathwayError(
             f"scores of shape {tuple(scores.shape)} for images of shape {tuple(data.images.shape)}; give one number "
-            "for every pixel, none of them NaN"
+            "for every pixel"
         )
     if not 0 <= fraction <= 1:
         raise PathwayError(f"fraction is {fraction}; give a share of the pixels in [0, 1]")
@@ -118,12 +119,8 @@ def remove_pixels(
     images = data.images.clone()
     for start in range(0, count, _SHARD):
         part = slice(start, start + _SHARD)
-        # Shuffled first, so that a stable sort leaves equal scores in random order.
-        shuffled = torch.rand(scores[part].shape, generator=generator).flatten(1).argsort(1)
-        order = scores[part].flatten(1).gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
-        gone = shuffled.gather(1, order[:, :removed])
-        mask = torch.zeros(shuffled.shape, dtype=torch.bool).scatter_(1, gone, value=True).view(-1, 1, height, width)
-        images[part] = torch.where(mask, fill.view(1, -1, 1, 1), images[part])
+        gone = pixel_order(scores[part, None], generator=generator) < removed
+        images[part] = torch.where(gone[:, None], fill.view(1, -1, 1, 1), images[part])
     return ImageSet(images, data.labels, data.classes, data.masks)
 
 

@@ -27,7 +27,8 @@ const plane = (width, values, label = String) => {
   const lines = found.map((value) =>
     `<line class="frame" x1="${x(0)}" x2="${x(1)}" y1="${y(value)}" y2="${y(value)}"/>` +
     `<text x="${EDGE.left - 6}" y="${y(value) + 4}" text-anchor="end">${value.toFixed(digits).replace("-", "−")}</text>`);
-  const names = [0, 0.25, 0.5, 0.75, 1].map((share) =>
+  // On a phone five names would touch.
+  const names = (width < 420 ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]).map((share) =>
     `<text x="${x(share)}" y="${HEIGHT - 8}" text-anchor="${share === 1 ? "end" : "middle"}">${label(share)}</text>`);
   return { x, y, frame: lines.join("") + names.join("") };
 };
