@@ -8,7 +8,7 @@ caught by a :class:`torch.overrides.TorchFunctionMode`; no hook is left behind, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -350,6 +350,19 @@ def apply_mask(pathway: Pathway) -> Visitor:
         return z.mul_(bits) if site.in_place else z * bits
 
     return multiply
+
+
+def gated(model: nn.Module, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
+    """Run ``model`` with each activation times its gate, a real number; return the logits.
+
+    Gates that ask for gradients get them.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> gated(net, torch.rand(5, 2), [torch.zeros(5, 3)]).allclose(net[2].bias.expand(5, 2))
+        True
+    """
+    return run(model, x, lambda site, z: site.activate(z) * gates[site.index])
 
 
 def check_model(model: nn.Module, x: Tensor) -> None:

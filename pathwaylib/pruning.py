@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .contributions import Contributions, taylor
 from .errors import PathwayError, require_at_least_one
-from .neurons import Site, Target, record, resolve_target, response, run, targets_of
+from .neurons import Target, gated, record, resolve_target, response, targets_of
 from .pathway import Pathway, split_sites
 from .ranking import kept_neurons, largest
 
@@ -226,7 +226,7 @@ class DistillationGuidedRouting:
                     for gate in gates:
                         gate.clamp_(min=0)
             with torch.enable_grad():
-                routed = _gated(model, x, gates)
+                routed = gated(model, x, gates)
                 # With λ ≥ 0 the sum is Σ|λ|, and pushes at 0 as it does above.
                 size = torch.stack([gate.flatten(1).sum(1) for gate in gates]).sum(0)
                 loss = F.cross_entropy(routed, wanted, reduction="none") + self.gamma * size
@@ -303,15 +303,6 @@ def _linear(weight: list[list[int]], bias: list[int]) -> nn.Linear:
     return layer
 
 
-def _gated(model: nn.Module, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
-    """Run ``model`` with each activation times its gate; return the logits."""
-
-    def multiply(site: Site, z: Tensor) -> Tensor:
-        return site.activate(z) * gates[site.index]
-
-    return run(model, x, multiply)
-
-
 def _scores(model: nn.Module, x: Tensor, pathway: Pathway) -> tuple[Tensor, ...]:
     """Return a ∂Φ_P,t/∂a of every neuron inside the pathway network, 0 for those outside.
 
@@ -320,7 +311,7 @@ def _scores(model: nn.Module, x: Tensor, pathway: Pathway) -> tuple[Tensor, ...]
     """
     gates = [mask.to(x.dtype).requires_grad_() for mask in pathway.masks]
     with torch.enable_grad():
-        logits = _gated(model, x.detach(), gates)
+        logits = gated(model, x.detach(), gates)
         gradients = torch.autograd.grad(response(logits, pathway.targets).sum(), gates, materialize_grads=True)
     return tuple(gate.detach() * gradient for gate, gradient in zip(gates, gradients, strict=True))
 

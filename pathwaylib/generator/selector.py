@@ -1,0 +1,93 @@
+"""A trained generator as a selector, and its weights on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from ..errors import PathwayError
+from ..files import atomic_write
+from ..neurons import Target, record, resolve_target
+from ..pathway import Pathway
+from ..zoo import WEIGHTS
+from .network import GeneratorNetwork, GeneratorShape
+
+
+@dataclass(frozen=True, eq=False)
+class PathwayGenerator:
+    """Keep the neurons to which a trained generator gives a score above 0; the sparsity is the input's own.
+
+    One run of the target and one of the generator. The generator was trained to keep the *predicted* class; a target
+    given here is only noted.
+
+    Attributes:
+        network: a trained generator for the target, in eval mode.
+
+    Raises:
+        PathwayError: if the generator was built for another network, or as :func:`pathwaylib.observe`.
+
+    Source: Lin, Bao, Yu, Kong, *On Model Explanations with Transferable Neural Pathways* (2023).
+
+    Example:
+        >>> from pathwaylib import load_model
+        >>> target, x = load_model("planted-cnn"), torch.rand(2, 3, 32, 32)
+        >>> PathwayGenerator(GeneratorNetwork.like(target, x))(target, x).sizes.shape
+        torch.Size([2])
+    """
+
+    network: GeneratorNetwork
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Pathway:
+        """Return the pathway of each image of ``x``."""
+        with torch.no_grad():
+            sites, _, activations, logits = record(model, x, keep_pre=False)
+            generated = self.network(activations)
+        masks = tuple(scores > 0 for scores in generated.scores)
+        return Pathway(masks, tuple(site.name for site in sites), resolve_target(logits, target))
+
+
+def store_generator(name: str, network: GeneratorNetwork, card: dict[str, Any], folder: Path = WEIGHTS) -> None:
+    """Write a generator's weights in float16 and its card, each atomically; see :func:`pathwaylib.zoo.store_model`."""
+    state = {key: value.half().contiguous().cpu() for key, value in network.state_dict().items()}
+    with atomic_write(folder / f"{name}.safetensors") as temporary:
+        save_file(state, temporary)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    built = {
+        "sites": network.sites,
+        "shapes": network.shapes,
+        "classes": network.classes,
+        "shape": asdict(network.shape),
+    }
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    text = json.dumps({"name": name, **card, "built": built, "parameters": parameters, "sha256": digest}, indent=2)
+    with atomic_write(folder / f"{name}.json") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def load_generator(name: str, *, device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> PathwayGenerator:
+    """Load a trained generator as a selector, its weights verified against the card.
+
+    Raises:
+        PathwayError: if there is no such generator, or its weights are not those of the card.
+    """
+    path = folder / f"{name}.json"
+    if not path.exists():
+        stored = sorted(p.stem for p in folder.glob("*.json") if "built" in json.loads(p.read_text(encoding="utf-8")))
+        raise PathwayError(f"there is no generator {name!r}; stored are {', '.join(stored) or 'none'}")
+    card = json.loads(path.read_text(encoding="utf-8"))
+    weights = (folder / f"{name}.safetensors").read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != card["sha256"]:
+        raise PathwayError(f"the weights of {name!r} have SHA-256 {digest}, the card says {card['sha256']}; reinstall")
+    built = card["built"]
+    with torch.random.fork_rng(devices=[]):
+        network = GeneratorNetwork(built["sites"], built["shapes"], built["classes"], GeneratorShape(**built["shape"]))
+    network.load_state_dict(load(weights))
+    return PathwayGenerator(network.eval().requires_grad_(False).to(device))
