@@ -158,4 +158,5 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "cifar10-resnet20": lambda: resnet(20),
     "cifar10-resnet8": lambda: resnet(8),
     "planted-cnn": planted_cnn,
+    "planted-shortcut": planted_cnn,
 }

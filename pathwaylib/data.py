@@ -66,6 +66,8 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         labels: int64 tensor ``(N,)``.
         classes: class names, in label order.
         masks: bool tensor ``(N, H, W)`` that marks the pixels the label depends on, where they are known.
+        shortcut_masks: bool tensor ``(N, H, W)`` that marks the pixels of a planted shortcut, where there is one.
+        shortcut_labels: the class that each image's shortcut suggests, int64 ``(N,)``.
 
     Example:
         >>> images, labels = planted(n=3, seed=0)[:2]
@@ -77,6 +79,8 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
     labels: Tensor
     classes: tuple[str, ...]
     masks: Tensor | None = None
+    shortcut_masks: Tensor | None = None
+    shortcut_labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -271,38 +275,57 @@ _DISTRACTORS = (
 )
 
 
+# The corner tag that suggests a class: plain colours, where glyphs are pale.
+_TAGS = ((0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.15, 0.25, 1.0), (0.9, 0.8, 0.0))
+_TAG_SIZE = 5
+
+
 def _bitmap(rows: tuple[str, ...]) -> Tensor:
     return torch.tensor([[character == "#" for character in row] for row in rows])
 
 
-def planted(n: int = 1_000, *, seed: int = 0, size: int = 32, distractors: int = 2) -> ImageSet:
+def planted(
+    n: int = 1_000, *, seed: int = 0, size: int = 32, distractors: int = 2, shortcut: float | None = None
+) -> ImageSet:
     """Generate images whose label depends on one known glyph.
 
     Each image holds one of four class glyphs and ``distractors`` other glyphs that are drawn independently of the
     label, all of one size, each in a random bright colour at a random place, over smooth coloured noise.
     Nothing but the class glyph carries information on the label, and its pixels are returned as mask.
 
+    With a ``shortcut``, a square tag lies in the upper left corner, behind the glyphs, in the colour of one class:
+    the label's with the probability given, else another's. At 1 it always agrees with the label, at 0 never, and at
+    1/4 it says nothing. Everything else of the image is as without it, so that one image can be had with a tag that
+    agrees, with one that contradicts, and with none.
+
     Args:
         n: number of images.
         seed: seed of the generator; the same arguments give the same images.
         size: height and width in pixels (at least 20).
         distractors: number of distractor glyphs per image (at most 3 fit beside the class glyph).
+        shortcut: probability that the tag agrees with the label; None: there is no tag.
 
     Returns:
-        An :class:`ImageSet` with images ``(n, 3, size, size)`` and masks ``(n, size, size)``.
+        An :class:`ImageSet` with images ``(n, 3, size, size)`` and masks ``(n, size, size)``; with a shortcut also its
+        masks, less what glyphs cover, and the labels it suggests.
 
     Raises:
-        PathwayError: if ``n``, ``size`` or ``distractors`` is out of range.
+        PathwayError: if ``n``, ``size``, ``distractors`` or ``shortcut`` is out of range.
 
     Example:
         >>> data = planted(n=8, seed=1)
         >>> data.masks.flatten(1).sum(1).min() > 0
         tensor(True)
+        >>> tagged = planted(n=8, seed=1, shortcut=1.0)
+        >>> bool((tagged.shortcut_labels == data.labels).all())
+        True
     """
     if n < 1 or size < 20 or not 0 <= distractors <= 3:
         raise PathwayError(
             f"planted(n={n}, size={size}, distractors={distractors}): give n >= 1, size >= 20 and 0 to 3 distractors"
         )
+    if shortcut is not None and not 0 <= shortcut <= 1:
+        raise PathwayError(f"shortcut is {shortcut}; give the probability that the tag agrees with the label, or None")
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(_GLYPHS), (n,), generator=generator)
     coarse = torch.rand(n, 3, 5, 5, generator=generator)
@@ -311,6 +334,8 @@ def planted(n: int = 1_000, *, seed: int = 0, size: int = 32, distractors: int =
     masks = torch.zeros(n, size, size, dtype=torch.bool)
     class_bitmaps = [_bitmap(rows) for rows in _GLYPHS.values()]
     distractor_bitmaps = [_bitmap(rows) for rows in _DISTRACTORS]
+    corner = images[:, :, :_TAG_SIZE, :_TAG_SIZE]
+    bare = corner.clone()
     half = size // 2
     reach = half - 6 - 1  # a glyph stays inside its quadrant, one pixel clear of the next
     for image, mask, label in zip(images, masks, labels.tolist(), strict=True):
@@ -325,4 +350,14 @@ def planted(n: int = 1_000, *, seed: int = 0, size: int = 32, distractors: int =
             window[:, bitmap] = colour
             if order == 0:
                 mask[top : top + 6, left : left + 6] = bitmap
-    return ImageSet((images * 255).round().to(torch.uint8), labels, tuple(_GLYPHS), masks)
+    tag_masks = tags = None
+    if shortcut is not None:
+        # Drawn from the generator last, so that the rest is as without a tag.
+        agrees = torch.rand(n, generator=generator) < shortcut
+        others = (labels + torch.randint(1, len(_GLYPHS), (n,), generator=generator)) % len(_GLYPHS)
+        tags = torch.where(agrees, labels, others)
+        free = (corner == bare).all(1)
+        corner.copy_(torch.where(free[:, None], torch.tensor(_TAGS)[tags][:, :, None, None], corner))
+        tag_masks = torch.zeros_like(masks)
+        tag_masks[:, :_TAG_SIZE, :_TAG_SIZE] = free
+    return ImageSet((images * 255).round().to(torch.uint8), labels, tuple(_GLYPHS), masks, tag_masks, tags)

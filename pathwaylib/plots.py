@@ -11,9 +11,11 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -215,6 +217,183 @@ def show_curves(
     return figure
 
 
+def show_protocols(
+    panels: Mapping[str, tuple[ArrayLike, Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    columns: int = 3,
+    size: float = 2.4,
+) -> Figure:
+    """Draw the same methods under several protocols: a panel for each, on the same scales, with one legend for all.
+
+    Args:
+        panels: by title, positions and curves as :func:`show_curves` takes them; the first panel's curves are named in
+            the legend, and a method has the same line in every panel.
+        xlabel: label of the horizontal axes, with the unit.
+        ylabel: label of the vertical axes, with the unit.
+        columns: panels per row.
+        size: width of a panel in inches.
+
+    Raises:
+        PathwayError: if there is no panel, a panel has a method that the first has not, or as :func:`show_curves`.
+
+    Example:
+        >>> curves = {"gradient": ([0.9, 0.5], [0.8, 0.4], [1.0, 0.6])}
+        >>> figure = show_protocols({"blur": ([0, 1], curves), "mean": ([0, 1], curves)}, xlabel="x", ylabel="y")
+        >>> [axis.get_title() for axis in figure.axes]
+        ['blur', 'mean']
+        >>> plt.close(figure)
+    """
+    names = list(next(iter(panels.values()))[1]) if panels else []
+    if not names or columns < 1 or any(set(curves) - set(names) for _, curves in panels.values()):
+        raise PathwayError("give at least one panel and one column, and no panel a method that the first has not")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    legend_rows = -(-len(names) // 3)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(size * columns + 0.3, 0.95 * size * rows + 0.25 * legend_rows + 0.3),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    styles = list(mpl.rcParams["axes.prop_cycle"])
+    for axis, (title, (x, curves)) in zip(axes.flat, panels.items(), strict=False):
+        for number, name in enumerate(names):
+            if name in curves:
+                axis.set_prop_cycle(**{key: [value] for key, value in styles[number % len(styles)].items()})
+                show_curves(x, {name: curves[name]}, xlabel="", ylabel="", axis=axis)
+        for line in axis.lines:
+            line.set_marker("")
+        axis.set_title(title)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.remove()
+    figure.supxlabel(xlabel, fontsize=mpl.rcParams["axes.labelsize"])
+    figure.supylabel(ylabel, fontsize=mpl.rcParams["axes.labelsize"])
+    figure.legend(handles=axes[0, 0].lines, loc="outside lower center", ncols=min(3, len(names)))
+    return figure
+
+
+def show_intervals(
+    groups: Mapping[str, Mapping[str, Interval]],
+    *,
+    xlabel: str,
+    reference: float | None = 0.0,
+    axis: Axes | None = None,
+) -> Figure:
+    """Draw one row per method with a point and its interval for each group, for example of each protocol.
+
+    Args:
+        groups: by group, by method; the first group's order of methods is the order of the rows, from the top.
+        xlabel: label of the horizontal axis, with its unit.
+        reference: where a vertical line is drawn; None: nowhere.
+        axis: where to draw; a new figure if left out.
+
+    Raises:
+        PathwayError: if there is no group, or a group has a method that the first has not.
+
+    Example:
+        >>> figure = show_intervals({"mean": {"gradient": Interval(0.1, 0.0, 0.2)}}, xlabel="LeRF - MoRF")
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['gradient']
+        >>> plt.close(figure)
+    """
+    names = list(next(iter(groups.values()))) if groups else []
+    if not names or any(set(found) - set(names) for found in groups.values()):
+        raise PathwayError("give at least one group, and no group a method that the first has not")
+    if axis is None:
+        axis = plt.subplots(figsize=(6.4, 0.26 * len(names) + 1.1), layout="constrained")[1]
+    styles, markers = list(mpl.rcParams["axes.prop_cycle"]), "osD^vP"
+    for number, (group, found) in enumerate(groups.items()):
+        # Side by side within the row, so that intervals do not cover each other.
+        shift = 0.6 * ((number + 0.5) / len(groups) - 0.5)
+        places = [names.index(name) + shift for name in found]
+        middle, low, high = (np.asarray(ends) for ends in _ends(list(found.values())))
+        axis.errorbar(
+            middle,
+            places,
+            xerr=(middle - low, high - middle),
+            fmt=markers[number % len(markers)],
+            markersize=4,
+            linewidth=1.2,
+            color=styles[number % len(styles)]["color"],
+            label=group,
+        )
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlabel(xlabel)
+    axis.grid(True, axis="x")
+    if reference is not None:
+        axis.axvline(reference, color=mpl.rcParams["axes.edgecolor"], linewidth=1)
+    if len(groups) > 1:
+        axis.legend()
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def show_repetitions(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    by: str,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    axis: Axes | None = None,
+) -> Figure:
+    """Draw repeated measurements: each as a point, and one line per group through the means at each position.
+
+    A group is drawn where it has rows, so a table that is still being computed can be shown. One repetition is one
+    point on the line; the spread of several is seen, not summarised.
+
+    Args:
+        table: one row per measurement, for example of a method, a fraction and a seed.
+        x: column of the positions.
+        y: column of the measurements.
+        by: column that tells the groups apart, drawn in the order in which they first appear.
+        xlabel: label of the horizontal axis; the column's name if left out.
+        ylabel: label of the vertical axis; the column's name if left out.
+        axis: where to draw; a new figure if left out.
+
+    Raises:
+        PathwayError: if a column is missing, there is no row, or a number is not finite.
+
+    Example:
+        >>> rows = [("random", 0.5, 0.80), ("random", 0.5, 0.78), ("random", 0.9, 0.6), ("gradient", 0.5, 0.7)]
+        >>> table = pd.DataFrame(rows, columns=["method", "fraction", "accuracy"])
+        >>> figure = show_repetitions(table, x="fraction", y="accuracy", by="method")
+        >>> [line.get_ydata().tolist() for line in figure.axes[0].lines if line.get_label() in set(table["method"])]
+        [[0.79, 0.6], [0.7]]
+        >>> plt.close(figure)
+    """
+    missing = {x, y, by} - set(table.columns)
+    if missing or table.empty:
+        raise PathwayError(f"{len(table)} rows, columns {list(table.columns)}; give rows with {sorted({x, y, by})}")
+    if not np.isfinite(table[[x, y]].to_numpy(dtype=float)).all():
+        raise PathwayError(f"NaN or infinity is among {x!r} and {y!r}; leave those rows out")
+    if axis is None:
+        axis = plt.subplots()[1]
+    markers = "osD^vPXp"
+    for number, (name, rows) in enumerate(table.groupby(by, sort=False)):
+        means = rows.groupby(x)[y].mean()
+        marker = markers[number % len(markers)]
+        line = axis.plot(means.index, means, label=name, marker=marker, markersize=5)[0]
+        if len(rows) > len(means):
+            axis.plot(rows[x], rows[y], marker, color=line.get_color(), markersize=3, alpha=0.5)
+    axis.set_xlabel(x if xlabel is None else xlabel)
+    axis.set_ylabel(y if ylabel is None else ylabel)
+    axis.grid(True)
+    # Many names would cover the lines.
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
 def show_decoded(decoded: Mapping[str, Decoded], *, titles: Sequence[str] | None = None, size: float = 1.25) -> Figure:
     """Show decoded images: one row per method, one column per pathway or neuron, each above the response it reaches.
 
@@ -291,9 +470,55 @@ def show_similarity(
     axis.set_yticks(range(len(names)), names)
     axis.tick_params(length=0)
     for (row, column), value in np.ndenumerate(values):
-        # The cells hide the page, so their own brightness decides between the two inks.
-        dark = np.dot(drawn.to_rgba(value)[:3], (0.2126, 0.7152, 0.0722)) < 0.43
-        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black", size=8)
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=_ink_on(drawn, value), size=8)
+    return figure
+
+
+def show_scores(
+    scores: Mapping[str, Mapping[str, Interval]], *, label: str = "score", axis: Axes | None = None
+) -> Figure:
+    """Show a table of scores from 0 to 1 as colours, numbers and intervals, for example of methods under conditions.
+
+    The colours span 0 to 1 in every table, so that tables can be compared.
+
+    Args:
+        scores: by row, by column; the same columns in every row.
+        label: of the colour bar.
+        axis: where to draw; a new figure if left out.
+
+    Raises:
+        PathwayError: if there is no score, rows have different columns, or a score is outside [0, 1].
+
+    Example:
+        >>> row = {"dead": Interval(0.5, 0.4, 0.6), "idle": Interval(1.0, 1.0, 1.0)}
+        >>> figure = show_scores({"NeuronMCT": row}, label="recall")
+        >>> [text.get_text().split() for text in figure.axes[0].texts]  # an interval of width 0 is not written
+        [['0.50', '.40–.60'], ['1.00']]
+        >>> plt.close(figure)
+    """
+    columns = {tuple(row) for row in scores.values()}
+    if len(columns) != 1 or not (names := next(iter(columns))):
+        raise PathwayError(f"the rows have the columns {sorted(columns)}; give the same in every row, at least one")
+    values = np.array([[interval.value for interval in row.values()] for row in scores.values()])
+    if not ((values >= 0) & (values <= 1)).all():
+        raise PathwayError(f"the scores reach from {values.min():g} to {values.max():g}; give scores in [0, 1]")
+    if axis is None:
+        size = (0.72 * len(names) + 3, 0.42 * len(scores) + 1)
+        axis = plt.subplots(figsize=size, layout="constrained")[1]
+    drawn = axis.imshow(values, vmin=0, vmax=1, aspect="auto")
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
+    axis.spines[:].set_visible(False)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(scores)), scores)
+    axis.tick_params(length=0)
+    for row, intervals in enumerate(scores.values()):
+        for column, interval in enumerate(intervals.values()):
+            text, spread = f"{interval.value:.2f}", "–".join(f"{end:.2f}".removeprefix("0") for end in interval.bounds)
+            text += f"\n{spread}" if interval.low < interval.high else ""
+            ink = _ink_on(drawn, interval.value)
+            axis.text(column, row, text, ha="center", va="center", color=ink, size=7, linespacing=0.95)
     return figure
 
 
@@ -328,6 +553,43 @@ def show_class_overlap(overlap: Mapping[str, ClassOverlap], *, axis: Axes | None
     return figure
 
 
+def show_sanity_check(
+    layers: Sequence[str],
+    similarity: Mapping[str, Sequence[tuple[float, float, float]]],
+    *,
+    ylabel: str = "similarity",
+    axis: Axes | None = None,
+) -> Figure:
+    """Show how alike explanations remain while a network forgets, layer by layer from the output to the input.
+
+    Each curve starts at 1, where nothing is randomised yet.
+
+    Args:
+        layers: names, from the output back to the input, as in :class:`pathwaylib.evaluation.SanityCheck`.
+        similarity: by method, one interval per layer, as :meth:`pathwaylib.evaluation.SanityCheck.intervals` gives.
+        ylabel: label of the vertical axis.
+        axis: where to draw; a new figure if left out.
+
+    Raises:
+        PathwayError: if a method has not one interval per layer.
+
+    Example:
+        >>> figure = show_sanity_check(["fc", "conv"], {"gradient": [(0.4, 0.3, 0.5), (0.1, 0.0, 0.2)]})
+        >>> figure.axes[0].lines[0].get_ydata().tolist()
+        [1.0, 0.4, 0.1]
+        >>> plt.close(figure)
+    """
+    whole = Interval(1.0, 1.0, 1.0)
+    curves = {name: _ends([whole, *(Interval(*each) for each in found)]) for name, found in similarity.items()}
+    names = ["none", *layers]
+    figure = show_curves(
+        range(len(names)), curves, xlabel="layers randomised, from the output down to", ylabel=ylabel, axis=axis
+    )
+    axis = figure.axes[0] if axis is None else axis
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    return figure
+
+
 def signed_map(values: Tensor, count: int, name: str) -> NDArray[np.float32]:
     """Return attributions as maps ``(B, h, w)``, channels summed; raise :class:`PathwayError` where they are none."""
     if values.ndim not in (3, 4) or len(values) != count or not values.numel():
@@ -352,6 +614,11 @@ def kept_share(mask: Tensor) -> NDArray[np.float32]:
     share = mask.float().reshape(1, -1) if mask.ndim < 3 else mask.float().mean(0).reshape(-1, mask.shape[-1])
     array: NDArray[np.float32] = share.cpu().numpy()
     return array
+
+
+def _ink_on(drawn: AxesImage, value: float) -> str:
+    """Return the ink for a number in a coloured cell: the cells hide the page, so their own brightness decides."""
+    return "white" if np.dot(drawn.to_rgba(np.asarray(value))[:3], (0.2126, 0.7152, 0.0722)) < 0.43 else "black"
 
 
 def _ends(intervals: Sequence[Interval]) -> tuple[list[float], list[float], list[float]]:

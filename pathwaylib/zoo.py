@@ -41,7 +41,8 @@ def load_model(name: str, *, device: torch.device | str = "cpu", folder: Path = 
     """Load a trained network: verified, in eval mode, its parameters frozen.
 
     Args:
-        name: ``"cifar10-vgg"``, ``"cifar10-resnet20"``, ``"cifar10-resnet8"`` or ``"planted-cnn"``.
+        name: ``"cifar10-vgg"``, ``"cifar10-resnet20"``, ``"cifar10-resnet8"``, ``"planted-cnn"`` or
+            ``"planted-shortcut"``.
         device: where to put it.
         folder: where weights and card are; the package's own if left out.
 

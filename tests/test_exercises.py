@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -358,6 +360,124 @@ def pooled(pixels: list[list[float]], *, response: bool = True) -> tuple[nn.Modu
     return nn.Sequential(nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Flatten(), readout).eval(), torch.tensor([[pixels]])
 
 
+def ranks_of(values: Tensor) -> Tensor:
+    return values.argsort(1).argsort(1)
+
+
+def spearman(
+    one: Tensor,
+    other: Tensor,
+    by: Callable[[Tensor], Tensor] = lambda maps: maps.sum(1).abs(),
+    numbers: Callable[[Tensor], Tensor] = ranks_of,
+) -> Tensor:
+    values = [numbers(by(maps).flatten(1)).double() for maps in (one, other)]
+    return torch.cosine_similarity(*(each - each.mean(1, keepdim=True) for each in values))
+
+
+def cascade(
+    model: nn.Sequential,
+    depth: int,
+    *,
+    kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear),
+    forget: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.BatchNorm2d, nn.Linear),
+    turned: bool = False,
+    alone: bool = False,
+    in_place: bool = False,
+) -> nn.Sequential:
+    """Reset the last layers of a copy; by default the right ones."""
+    fresh = model if in_place else copy.deepcopy(model)
+    layers = [index for index, layer in enumerate(fresh) if isinstance(layer, kinds)]
+    borders = [*layers, len(fresh)]
+    first, last = (0, borders[depth]) if turned else (borders[-depth - 1], borders[-depth] if alone else len(fresh))
+    with torch.random.fork_rng():
+        for layer in fresh[first:last]:
+            if isinstance(layer, forget):
+                layer.reset_parameters()
+    return fresh
+
+
+def zeroed(model: nn.Sequential, depth: int) -> nn.Sequential:
+    fresh = cascade(model, depth)
+    nn.init.zeros_(fresh[-1].weight)
+    return fresh
+
+
+def maps_of(explainer: Callable[..., Tensor], model: nn.Module, fresh: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Explain each network by what it predicts itself."""
+    return explainer(model, x, model(x).argmax(1)), explainer(fresh, x, fresh(x).argmax(1))
+
+
+def noise_of(weights: Callable[[nn.Module], Tensor]) -> Callable[..., Tensor]:
+    def explainer(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        seed = zlib.crc32(weights(model).detach().numpy().tobytes())
+        return torch.randn(x[0].shape, generator=torch.Generator().manual_seed(seed)).expand_as(x)
+
+    return explainer
+
+
+def most_relevant(
+    scores: Tensor, count: int, generator: torch.Generator | None, *, sign: float = 1.0, shared: bool = False
+) -> Tensor:
+    """Mark the ``count`` largest entries; by default the right answer."""
+    orders = [torch.randperm(scores.shape[1], generator=generator) for _ in (scores[:1] if shared else scores)]
+    shuffled = torch.stack(orders).expand_as(scores)
+    order = (sign * scores).gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    first = shuffled.gather(1, order)[:, :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, first, True)
+
+
+def most_relevant_from_the_end(scores: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    last = scores.argsort(1)[:, -count:]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, last, True)
+
+
+def most_relevant_by_threshold(scores: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    if not count:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    return scores >= scores.topk(count, 1).values[:, -1:]
+
+
+def correlation(sums: Tensor, drops: Tensor, least: float = 1e-12) -> Tensor:
+    a, b = sums - sums.mean(), drops - drops.mean()
+    return (a @ b) / (a.norm() * b.norm()).clamp(min=least)
+
+
+def dense(*weights: list[list[float]], biases: list[list[float]] | None = None) -> tuple[nn.Module, Tensor]:
+    """A fully connected network with these weights, and an input of ones."""
+    layers: list[nn.Module] = []
+    for index, weight in enumerate(weights):
+        layer = nn.Linear(len(weight[0]), len(weight))
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(weight))
+            layer.bias.copy_(torch.tensor(biases[index]) if biases else torch.zeros(len(weight)))
+        layers += [layer, nn.ReLU6()]
+    return nn.Sequential(*layers[:-1]).eval(), torch.ones(1, len(weights[0][0]))
+
+
+def half_reader(
+    left: list[float], right: float = 0.0, *, scales: list[float] | None = None, offsets: list[float] | None = None
+) -> Callable[[Tensor], nn.Module]:
+    """A network of one convolution; class 0 reads its channels in the left half with weights, and in the right half."""
+
+    def build(x: Tensor) -> nn.Module:
+        convolution, head = nn.Conv2d(1, len(left), 1), nn.Linear(len(left) * x[0].numel(), 2)
+        with torch.no_grad():
+            convolution.weight.copy_(torch.tensor(scales or [1.0] * len(left)).view(-1, 1, 1, 1))
+            convolution.bias.copy_(torch.tensor(offsets or [0.0] * len(left)))
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor([0.0, -1e4]))
+            maps = head.weight[0].view(len(left), 12, 24)
+            maps[:, :, :12] = torch.tensor(left).view(-1, 1, 1)
+            maps[:, :, 12:] = right
+        return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), head).eval()
+
+    return build
+
+
+def pointing(maps: Tensor, mask: Tensor, tied: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    return tied((maps == maps.amax((1, 2), keepdim=True)).flatten(1), mask.flatten(1))
+
+
 MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
     (exercises.check_count_dead, lambda model, x: active(model, x).sizes, "active neurons"),
     (exercises.check_count_dead, lambda model, x: count_dead(model, x).sum(), "whole batch"),
@@ -519,6 +639,119 @@ MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
     (exercises.check_ascent_step, ascended_whole, "climbs in the whole network"),
     (exercises.check_ascent_step, lambda *given: ascended(*given, average=True), "do not average"),
     (exercises.check_ascent_step, lambda *given: ascended(*given[:4], 1.0), "rate is missing"),
+    (exercises.check_rank_similarity, partial(spearman, by=lambda maps: maps.sum(1)), "the maps are signed"),
+    (exercises.check_rank_similarity, partial(spearman, by=lambda maps: maps.abs().sum(1)), "too early"),
+    (exercises.check_rank_similarity, partial(spearman, by=torch.abs), "channels are ranked apart"),
+    (exercises.check_rank_similarity, lambda *maps: spearman(*maps).mean(), "one number for the whole batch"),
+    (exercises.check_rank_similarity, partial(spearman, numbers=lambda values: values), "Pearson's correlation"),
+    (exercises.check_rank_similarity, partial(spearman, numbers=lambda v: v.argsort(1)), "positions are correlated"),
+    (
+        exercises.check_rank_similarity,
+        partial(spearman, numbers=lambda values: ranks_of(values.view(1, -1)).view_as(values)),
+        "of the whole batch are ranked together",
+    ),
+    (exercises.check_cascade, lambda model, depth: copy.deepcopy(model), "nothing has changed"),
+    (exercises.check_cascade, partial(cascade, in_place=True), "given network has changed"),
+    (exercises.check_cascade, partial(cascade, turned=True), "starts at the input"),
+    (exercises.check_cascade, partial(cascade, alone=True), "independent randomisation"),
+    (exercises.check_cascade, partial(cascade, forget=(nn.Conv2d, nn.Linear)), "keeps what it learnt"),
+    (
+        exercises.check_cascade,
+        partial(cascade, kinds=(nn.Conv2d, nn.BatchNorm2d, nn.Linear)),
+        "a layer of its own",
+    ),
+    (
+        exercises.check_cascade,
+        lambda model, depth: cascade(model, 4),
+        "everything is fresh",
+    ),
+    (exercises.check_cascade, zeroed, "not to a fresh Linear"),
+    (exercises.check_cascade, lambda model, depth: nn.Linear(2, 2), "network of the same layers"),
+    (exercises.check_cascade, lambda model, depth: cascade(model, min(depth, 3)), "at depth 4"),
+    (exercises.check_same_class, maps_of, "its own prediction"),
+    (
+        exercises.check_same_class,
+        lambda explainer, model, fresh, x: tuple(explainer(m, x, fresh(x).argmax(1)) for m in (model, fresh)),
+        "what the fresh network predicts",
+    ),
+    (
+        exercises.check_same_class,
+        lambda explainer, model, fresh, x: tuple(explainer(m, x, model(x).argmax(1)) for m in (fresh, model)),
+        "swapped",
+    ),
+    (exercises.check_hollow, lambda: lambda model, x, target: torch.randn_like(x), "two answers"),
+    (exercises.check_hollow, lambda: lambda model, x, target: x, "depends on the image"),
+    (exercises.check_hollow, lambda: lambda model, x, target: x.sum(), "of shape"),
+    (exercises.check_hollow, lambda: noise_of(lambda model: model[-1].weight), "layer '2' is randomised"),
+    (exercises.check_hollow, lambda: noise_of(lambda model: model[9].weight), "IndexError"),
+    (exercises.check_most_relevant, most_relevant_from_the_end, "the whole order"),
+    (exercises.check_most_relevant, most_relevant_by_threshold, "all that tie"),
+    (exercises.check_most_relevant, lambda *given: most_relevant(*given, sign=-1.0), "least relevant pixels go"),
+    (exercises.check_most_relevant, lambda s, *given: most_relevant(s.abs(), *given), "signs count"),
+    (exercises.check_most_relevant, lambda s, n, g: most_relevant(s, n, None), "from the generator that is given"),
+    (exercises.check_most_relevant, lambda *given: most_relevant(*given, shared=True), "loses the same pixels"),
+    (exercises.check_most_relevant, lambda s, n, g: s.argsort(dim=1, descending=True)[:, :n], "truth values"),
+    (exercises.check_matching_attribution, lambda w, x, fill: w * x, "input × gradient"),
+    (exercises.check_matching_attribution, lambda w, x, fill: w.expand_as(x), "this is the gradient"),
+    (exercises.check_matching_attribution, lambda w, x, fill: w * (fill - x), "gains"),
+    (exercises.check_matching_attribution, lambda w, x, fill: (w * (x - fill)).abs(), "without the sign"),
+    (exercises.check_matching_attribution, lambda w, x, fill: (w * (x - fill)).sum(1), "one number per image"),
+    (exercises.check_correlation, lambda a, b: correlation(a, b, 0.0), "0 / 0"),
+    (exercises.check_correlation, lambda a, b: (a @ b) / (a.norm() * b.norm()), "cosine"),
+    (exercises.check_correlation, lambda a, b: correlation(a, b) * a.std() * b.std() * 19 / 20, "covariance"),
+    (exercises.check_correlation, lambda a, b: correlation(a, b) ** 2, "square"),
+    (exercises.check_correlation, lambda a, b: correlation(a, b).abs(), "absolute value"),
+    (exercises.check_impostor, lambda x: torch.zeros(len(x), 32, 32), "LeRF − MoRF is"),
+    (exercises.check_impostor, lambda x: -x.sum(1), "LeRF − MoRF is"),
+    (exercises.check_impostor, lambda x: x, "one number per pixel"),
+    (exercises.check_impostor, lambda x: x.sum(1) / 0, "NaN or infinity"),
+    (
+        exercises.check_pointing,
+        lambda maps, mask: mask.flatten(1)[range(4), maps.flatten(1).argmax(1)],
+        "takes the first",
+    ),
+    (exercises.check_pointing, lambda *given: pointing(*given, lambda top, m: (top & m).any(1)), "is not enough"),
+    (exercises.check_pointing, lambda *given: pointing(*given, lambda top, m: ~(top & ~m).any(1)), "all lie inside"),
+    (
+        exercises.check_pointing,
+        lambda *given: pointing(*given, lambda top, m: (top & m).sum(1) / m.sum(1)),
+        "divide by the number of largest",
+    ),
+    (
+        exercises.check_pointing,
+        lambda *given: pointing(*given, lambda top, m: ((top & m).sum(1) / top.sum(1)).mean()),
+        "one number for the batch",
+    ),
+    (
+        exercises.check_pointing,
+        lambda maps, mask: ((maps == maps.max()) & mask).sum((1, 2)) / (maps == maps.max()).sum((1, 2)),
+        "its own maximum",
+    ),
+    (
+        exercises.check_pointing,
+        lambda maps, mask: pointing(maps, mask, lambda top, m: (top & m).sum(1) / top.sum(1)) * (maps.amax((1, 2)) > 0),
+        "do not leave it out",
+    ),
+    (exercises.check_slope_misses, lambda: dense([[1.0]], [[1.0]], [[1.0], [0.0]]), "the smallest score is 1"),
+    (exercises.check_slope_misses, lambda: dense([[1.0]], [[0.0]]), "none is needed"),
+    (exercises.check_slope_misses, lambda: dense([[1.0]] * 2, [[9.0, 9.0]], [[0.0], [0.0]]), "none is needed"),
+    (exercises.check_slope_misses, lambda: dense([[1.0]] * 41, [[1.0] * 41]), "41 neurons: a handful"),
+    (exercises.check_slope_misses, lambda: (dense([[1.0]], [[1.0]])[0], torch.ones(2, 1)), "x holds 2 inputs"),
+    (exercises.check_slope_misses, lambda: dense([[1.0]], [[1.0]])[0], "two things"),
+    (exercises.check_slope_misses, lambda: (dense([[1.0]], [[1.0]])[0], torch.ones(1, 3)), "could not be judged"),
+    (exercises.check_integral_misses, lambda: dense([[1.0]], [[1.0]], [[1.0], [0.0]]), "the smallest is 1"),
+    (exercises.check_integral_misses, lambda: dense([[1.0]], [[9.0]], [[0.01], [0.0]]), "NeuronMCT has to find it"),
+    (exercises.check_cam_misses, lambda x: x, "you returned a Tensor"),
+    (exercises.check_cam_misses, half_reader([1.0], 1.0), "change with the right half"),
+    (exercises.check_cam_misses, half_reader([0.0]), "looks at nothing"),
+    (exercises.check_cam_misses, half_reader([-1.0]), "0 everywhere"),
+    (exercises.check_cam_misses, half_reader([1.0], scales=[-1.0], offsets=[1.5]), "in both halves"),
+    (exercises.check_cam_misses, half_reader([1.0, -3.0], offsets=[0.0, -0.5]), "in the left half"),
+    (
+        exercises.check_cam_misses,
+        lambda x: nn.Sequential(nn.Flatten(), half_reader([1.0])(x)[3], nn.ReLU()).eval(),
+        "could not be explained",
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgb
@@ -29,6 +30,7 @@ from pathwaylib import (
     show_similarity,
 )
 from pathwaylib.notebook import COLOURS, INK
+from pathwaylib.plots import show_intervals, show_protocols, show_repetitions, show_scores
 
 PAGES = {"light": "#ffffff", "dark": "#121212"}
 
@@ -250,6 +252,21 @@ def test_a_matrix_of_equal_values_is_drawn() -> None:
     assert figure.axes[1].get_ylabel() == "agreement"
 
 
+def test_repetitions_are_points_and_their_means_a_line() -> None:
+    rows = [("b", 0.9, 0, 0.5), ("b", 0.5, 0, 0.7), ("b", 0.9, 1, 0.3), ("a", 0.5, 0, 0.8)]
+    table = pd.DataFrame(rows, columns=["method", "fraction", "seed", "accuracy"])
+    axis = show_repetitions(table, x="fraction", y="accuracy", by="method", ylabel="share right").axes[0]
+    drawn = [(str(line.get_label()), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines]
+    assert drawn[0] == ("b", [0.5, 0.9], [0.7, 0.4])  # positions in order, repetitions averaged
+    assert drawn[1][1:] == ([0.9, 0.5, 0.9], [0.5, 0.7, 0.3])
+    assert drawn[2] == ("a", [0.5], [0.8])
+    assert len(drawn) == 3
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["b", "a"]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("fraction", "share right")
+    other = plt.subplots(1, 2)[1][1]
+    assert show_repetitions(table, x="fraction", y="accuracy", by="method", axis=other).axes[1] is other
+
+
 def test_class_overlap_shows_sites_in_order_with_their_intervals() -> None:
     def overlap(within: float, between: float) -> ClassOverlap:
         return ClassOverlap(*(Interval(v, v - 0.05, v + 0.1) for v in (within, between, within - between)))
@@ -269,9 +286,70 @@ def test_class_overlap_shows_sites_in_order_with_their_intervals() -> None:
     assert [label.get_text() for label in other.get_xticklabels()] == ["relu_0", "relu_1"]
 
 
+def test_protocols_share_their_scales_and_their_lines() -> None:
+    setup()
+    curve = ([0.5, 0.3], [0.4, 0.2], [0.6, 0.4])
+    full = dict.fromkeys("abcde", curve)
+    panels = {"one": ([0, 1], full), "two": ([2, 3], dict.fromkeys("db", curve)), "three": ([0, 1], full)}
+    figure = show_protocols(panels, xlabel="fraction", ylabel="probability", columns=2)
+    assert [axis.get_title() for axis in figure.axes] == ["one", "two", "three"]
+    assert figure.axes[0].get_shared_y_axes().joined(figure.axes[0], figure.axes[1])
+    lines = [{line.get_label(): line for line in axis.lines} for axis in figure.axes]
+    assert set(lines[1]) == {"d", "b"}
+    for name in "db":
+        assert lines[1][name].get_color() == lines[0][name].get_color()
+        assert lines[1][name].get_linestyle() == lines[0][name].get_linestyle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list("abcde")
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines[0].values()}) == 5
+    figure.canvas.draw()
+
+
+def test_intervals_stand_in_rows() -> None:
+    setup()
+    groups = {
+        "mean": {"gradient": Interval(0.1, 0.0, 0.3), "random": Interval(0.0, -0.1, 0.1)},
+        "blur": {"random": Interval(0.02, 0.0, 0.05)},
+    }
+    figure = show_intervals(groups, xlabel="score", reference=None)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["gradient", "random"]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first method on top
+    drawn = {container.get_label(): container for container in axis.containers}
+    assert drawn["mean"].lines[0].get_xdata().tolist() == [0.1, 0.0]
+    assert [round(float(place)) for place in drawn["blur"].lines[0].get_ydata()] == [1]
+    (bars,) = drawn["mean"].lines[2]
+    assert np.allclose(bars.get_segments()[0][:, 0], [0.0, 0.3])
+    assert show_intervals(groups, xlabel="again", axis=axis) is figure
+
+
+def test_scores_are_written_in_ink_that_can_be_read_and_in_colours_that_can_be_compared() -> None:
+    scores = {
+        "a": {"x": Interval(0.0, 0.0, 0.0), "y": Interval(1.0, 0.9, 1.0)},
+        "b": dict.fromkeys("xy", Interval(0.5, 0.25, 0.75)),
+    }
+    figure = show_scores(scores, label="recall")
+    axis = figure.axes[0]
+    (drawn,) = axis.images
+    assert drawn.get_clim() == (0, 1)
+    assert drawn.get_array().tolist() == [[0, 1], [0.5, 0.5]]
+    texts = [text.get_text() for text in axis.texts]
+    assert texts == ["0.00", "1.00\n.90–1.00", "0.50\n.25–.75", "0.50\n.25–.75"]
+    assert [text.get_color() for text in axis.texts[:2]] == ["white", "black"]  # dark violet, light yellow
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["x", "y"]
+    other = plt.subplots(1, 2)[1][1]
+    show_scores(scores, axis=other)
+    assert other.images
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: show_scores({}), "at least one"),
+        (lambda: show_scores({"a": {}}), "at least one"),
+        (lambda: show_scores({"a": {"x": Interval(1, 1, 1)}, "b": {"y": Interval(1, 1, 1)}}), "same in every row"),
+        (lambda: show_scores({"a": {"x": Interval(1.5, 1, 2)}}), "to 1.5"),
+        (lambda: show_scores({"a": {"x": Interval(float("nan"), 1, 2)}}), "nan"),
         (lambda: show_images(torch.rand(3, 4, 4)), "batch"),
         (lambda: show_images(torch.rand(0, 3, 4, 4)), "batch"),
         (lambda: show_images(2 * torch.ones(1, 3, 4, 4)), "floats in"),
@@ -290,8 +368,15 @@ def test_class_overlap_shows_sites_in_order_with_their_intervals() -> None:
         (lambda: show_similarity(torch.ones(0, 0), []), "for 0 names"),
         (lambda: show_similarity(torch.full((1, 1), float("nan")), ["a"]), "finite"),
         (lambda: show_class_overlap({"all": ClassOverlap(*3 * [Interval(1, 1, 1)])}), "no site"),
+        (lambda: show_repetitions(pd.DataFrame({"a": [1]}), x="a", y="b", by="c"), "give rows with"),
+        (lambda: show_repetitions(pd.DataFrame({"a": []}), x="a", y="a", by="a"), "0 rows"),
+        (lambda: show_repetitions(pd.DataFrame({"a": [np.nan]}), x="a", y="a", by="a"), "NaN"),
         (lambda: show_curves([0, 1], {"a": ([1], [1], [1])}, xlabel="", ylabel=""), "positions"),
         (lambda: show_curves([0], {"a": ([1], [2], [3])}, xlabel="", ylabel=""), "leaves its band"),
+        (lambda: show_protocols({}, xlabel="", ylabel=""), "at least one panel"),
+        (lambda: show_protocols({"a": ([0], {})}, xlabel="", ylabel=""), "at least one panel"),
+        (lambda: show_intervals({}, xlabel=""), "at least one group"),
+        (lambda: show_intervals({"a": {"m": Interval(1, 1, 1)}, "b": {"n": Interval(1, 1, 1)}}, xlabel=""), "first"),
     ],
 )
 def test_wrong_arguments_are_answered(call: object, message: str) -> None:

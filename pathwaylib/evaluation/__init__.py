@@ -1,5 +1,23 @@
 """What a pathway is worth: measures per input, overlap over inputs, and the intervals of both."""
 
+from .faithfulness import (
+    Degradation,
+    SensitivityN,
+    degradation,
+    degraded,
+    lerf_minus_morf,
+    pixel_order,
+    sensitivity_n,
+)
+from .fills import blurred, noisy_linear
+from .localisation import (
+    Localisation,
+    NeuronRecovery,
+    mass_inside,
+    neuron_recovery,
+    pointing_game,
+    top_k_intersection,
+)
 from .pathways import (
     ClassOverlap,
     class_overlap,
@@ -9,6 +27,17 @@ from .pathways import (
     method_similarity,
     pairwise_iou,
     prediction_kept,
+)
+from .sanity import (
+    SIMILARITIES,
+    SanityCheck,
+    Similarity,
+    normalised_maps,
+    pathway_sanity_check,
+    randomisable_layers,
+    randomised,
+    sanity_check,
+    unrelated_similarity,
 )
 from .statistics import (
     Interval,
@@ -20,18 +49,42 @@ from .statistics import (
 )
 
 __all__ = [
+    "SIMILARITIES",
     "ClassOverlap",
+    "Degradation",
     "Interval",
+    "Localisation",
+    "NeuronRecovery",
     "PairedDifference",
     "RankStability",
+    "SanityCheck",
+    "SensitivityN",
+    "Similarity",
+    "blurred",
     "bootstrap_interval",
     "class_overlap",
     "class_similarity",
     "confidence",
     "dead_share",
+    "degradation",
+    "degraded",
+    "lerf_minus_morf",
+    "mass_inside",
     "method_similarity",
+    "neuron_recovery",
+    "noisy_linear",
+    "normalised_maps",
     "paired_difference",
     "pairwise_iou",
+    "pathway_sanity_check",
+    "pixel_order",
+    "pointing_game",
     "prediction_kept",
+    "randomisable_layers",
+    "randomised",
     "rank_stability",
+    "sanity_check",
+    "sensitivity_n",
+    "top_k_intersection",
+    "unrelated_similarity",
 ]

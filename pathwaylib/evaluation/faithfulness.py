@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import PathwayError, require_at_least_one
 from ..neurons import Target, check_model, resolve_target, response
 from ..pruning import _require_choice
-from .fills import NOISE, Fill, baseline, draw_noise, interpolated
+from .fills import NOISE, Fill, baseline, draw_noise, imputed
 
 Order = Literal["morf", "lerf"]
 Ranking = Literal["signed", "absolute", "strongest"]
@@ -269,15 +269,15 @@ class _Removal:
         _check_attribution(x, attribution)
         _require_choice("ranking", ranking, get_args(Ranking))
         self.x = x.detach()
-        imputed = isinstance(fill, str) and fill == "noisy linear"
-        self.baseline = None if imputed else baseline(x, fill)
+        noisy = isinstance(fill, str) and fill == "noisy linear"
+        self.baseline = None if noisy else baseline(x, fill)
         places, noise = [], []
         for image, values in zip(self.x.split(1), attribution.split(1), strict=True):
             places.append(_places(values.to(x.device), ranking, generator))
-            if imputed:  # the same noise at every fraction
+            if noisy:  # the same noise at every fraction
                 noise.append(NOISE * draw_noise(image, generator))
         self.places = torch.cat(places)
-        self.noise = torch.cat(noise) if imputed else None
+        self.noise = torch.cat(noise) if noisy else None
         if order == "lerf":
             self.places = x[0, 0].numel() - 1 - self.places
 
@@ -286,7 +286,7 @@ class _Removal:
         index = index.to(self.x.device)
         chosen, removed = self.x[index], self.places[index] < counts.to(self.x.device)[:, None, None]
         if self.noise is not None:
-            return interpolated(chosen, removed) + self.noise[index] * removed[:, None]
+            return imputed(chosen, removed, self.noise[index])
         assert self.baseline is not None
         return torch.where(removed[:, None], self.baseline[index], chosen)
 
@@ -360,8 +360,8 @@ def sensitivity_n(
         target: class or classes; None: what the network predicts on the whole image.
         n: numbers of pixels to remove; ten from 1 to 0.8 of all, evenly spaced in their logarithm, if left out.
         subsets: sets drawn for each image and n, at least 2.
-        fill: what takes the place of removed pixels, see :func:`pathwaylib.evaluation.fills.baseline`. Attributions that
-            have a baseline should be asked with it (input × gradient with black: ``torch.zeros(1)``).
+        fill: what takes the place of removed pixels, see :func:`pathwaylib.evaluation.fills.baseline`. Attributions
+            that have a baseline should be asked with it (input × gradient with black: ``torch.zeros(1)``).
         generator: draws the subsets, image after image; None draws the same ones at every call (seed 0).
         batch_size: degraded images in one run: bounds the memory.
 

@@ -122,10 +122,8 @@ def noisy_linear(
         >>> torch.allclose(noisy_linear(ramp, removed, noise=0), ramp)
         True
     """
-    filled = interpolated(x, removed)
-    if noise:
-        filled += noise * removed[:, None] * draw_noise(x, generator or torch.Generator().manual_seed(0))
-    return filled
+    generator = generator or torch.Generator().manual_seed(0)
+    return imputed(x, removed, noise * draw_noise(x, generator))
 
 
 def draw_noise(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -134,8 +132,8 @@ def draw_noise(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(drawn).to(x)
 
 
-def interpolated(x: Tensor, removed: Tensor) -> Tensor:
-    """Return :func:`noisy_linear` without the noise, in memory of its own."""
+def imputed(x: Tensor, removed: Tensor, noise: Tensor) -> Tensor:
+    """Return :func:`noisy_linear` with noise that was drawn before."""
     if removed.shape != (len(x), *x.shape[2:]) or removed.dtype != torch.bool:
         raise PathwayError(
             f"removed is {removed.dtype} of shape {tuple(removed.shape)} for images {tuple(x.shape)}; give one truth "
@@ -146,7 +144,7 @@ def interpolated(x: Tensor, removed: Tensor) -> Tensor:
         raise PathwayError("every pixel of an image is removed: nothing is left to interpolate; leave at least one")
     known = x.detach().double().cpu().numpy().reshape(*x.shape[:2], -1)
     found = np.stack([_solve(image, mask) for image, mask in zip(known, gone, strict=True)])
-    return torch.where(removed[:, None], torch.from_numpy(found).to(x).view_as(x), x.detach())
+    return torch.where(removed[:, None], torch.from_numpy(found).to(x).view_as(x) + noise, x.detach())
 
 
 def _solve(image: NDArray[np.float64], gone: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -13,38 +13,59 @@ from .contributions import (
     check_top_k,
 )
 from .decoding import check_ascent_step, check_class_means, check_iou, check_label_selector
+from .faithfulness import check_correlation, check_impostor, check_matching_attribution, check_most_relevant
 from .judging import Verdict
 from .linearity import check_distance_along, check_layer_radius, check_pool_distance, check_sign_radius_fails
 from .pathway_gradient import check_backward_masked, check_hand_gradient, check_mass_inside, check_sign_flip
+from .planted import check_cam_misses, check_integral_misses, check_pointing, check_slope_misses, two_glyphs
 from .pruning import check_gate_step, check_prune_round, check_sleeper, check_woken_response
 from .responses import check_count_dead, check_dead_pathway, check_masked_run, check_woken
+from .retraining import check_free_removal, check_gaps, check_leak, check_seed_difference
+from .sanity import check_cascade, check_hollow, check_rank_similarity, check_same_class
 
 __all__ = [
     "Verdict",
     "check_ascent_step",
     "check_backward_masked",
     "check_blind_spot",
+    "check_cam_misses",
+    "check_cascade",
     "check_channel_contribution",
     "check_class_means",
     "check_complete_but_wrong",
+    "check_correlation",
     "check_count_dead",
     "check_dead_pathway",
     "check_dead_share",
     "check_distance_along",
+    "check_free_removal",
+    "check_gaps",
     "check_gate_step",
     "check_hand_gradient",
+    "check_hollow",
+    "check_impostor",
+    "check_integral_misses",
     "check_iou",
     "check_label_selector",
     "check_layer_radius",
+    "check_leak",
     "check_masked_run",
     "check_mass_inside",
+    "check_matching_attribution",
     "check_midpoint_scores",
+    "check_most_relevant",
+    "check_pointing",
     "check_pool_distance",
     "check_prune_round",
+    "check_rank_similarity",
+    "check_same_class",
+    "check_seed_difference",
     "check_sign_flip",
     "check_sign_radius_fails",
     "check_sleeper",
+    "check_slope_misses",
     "check_top_k",
     "check_woken",
     "check_woken_response",
+    "two_glyphs",
 ]

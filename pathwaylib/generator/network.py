@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ..errors import PathwayError, require_at_least_one
 from ..neurons import observe
 
-
 _GAIN = 5.0  # scores have to cross from "all kept" to "few kept" in a few hundred small steps
 
 

@@ -6,10 +6,9 @@ import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -20,6 +19,9 @@ from ..files import atomic_write
 from ..neurons import frozen, gated, record
 from .network import GeneratorNetwork, GeneratorShape
 from .quantizer import DistanceAwareQuantizer, Quantizer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _LOGGED = ("step", "loss", "faithfulness", "density", "class_relevance", "auxiliary", "kept")
 
@@ -184,7 +186,10 @@ def train_generator(
         >>> [row["step"] for row in log]
         [1, 2]
     """
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    if fabric is None:
+        from lightning_fabric import Fabric  # here, as it doubles the time that importing this library takes
+
+        fabric = Fabric(accelerator="cpu", devices=1)
     if len(data) < recipe.batch_size or recipe.batch_size % fabric.world_size:
         raise PathwayError(
             f"{len(data)} images, batches of {recipe.batch_size} over {fabric.world_size} processes; give at least one "
