@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -122,6 +122,25 @@ class Pathway:
     def frequency(self) -> tuple[Tensor, ...]:
         """Return, per site, the share of inputs that keep each neuron: float tensors without batch dimension."""
         return tuple(mask.float().mean(0) for mask in self.masks)
+
+    def restrict(self, sites: Collection[int]) -> Pathway:
+        """Return the pathway that masks these sites alone; at all others every neuron is kept.
+
+        Args:
+            sites: positions in the order of execution, such as ``range(2)`` for the first two.
+
+        Raises:
+            PathwayError: if there is no such site.
+
+        Example:
+            >>> pathway = Pathway((torch.tensor([[True, False]]), torch.tensor([[False, False]])), ("relu_0", "relu_1"))
+            >>> pathway.restrict([0]).masks
+            (tensor([[ True, False]]), tensor([[True, True]]))
+        """
+        if not set(sites) <= set(range(len(self.sites))):
+            raise PathwayError(f"sites {sorted(sites)}; the pathway has the sites 0 to {len(self.sites) - 1}")
+        masks = tuple(mask if index in sites else torch.ones_like(mask) for index, mask in enumerate(self.masks))
+        return Pathway(masks, self.sites, self.targets)
 
     def __and__(self, other: Pathway) -> Pathway:
         return self._combine(other, torch.logical_and)

@@ -50,7 +50,8 @@ def dead_share(pathway: Pathway, activations: Activations | Pathway) -> Tensor:
     return (pathway & ~active).sizes / pathway.sizes.clamp(min=1)
 
 
-def _logits(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_size: int) -> Tensor:
+def pathway_logits(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_size: int) -> Tensor:
+    """Run the pathway network, or the whole network, batch by batch; return the logits ``(B, K)``."""
     check_model(model, x)
     require_at_least_one(batch_size=batch_size)
     if pathway is not None and len(pathway) not in (1, len(x)):
@@ -93,7 +94,9 @@ def prediction_kept(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size
         >>> prediction_kept(net, x, everything)
         tensor([True, True, True, True, True])
     """
-    return _logits(model, x, pathway, batch_size).argmax(1) == _logits(model, x, None, batch_size).argmax(1)
+    return pathway_logits(model, x, pathway, batch_size).argmax(1) == pathway_logits(model, x, None, batch_size).argmax(
+        1
+    )
 
 
 def confidence(
@@ -122,8 +125,8 @@ def confidence(
         True
     """
     if target is None and pathway is not None:
-        target = _logits(model, x, None, batch_size).argmax(1)
-    return response(_logits(model, x, pathway, batch_size).softmax(1), target)
+        target = pathway_logits(model, x, None, batch_size).argmax(1)
+    return response(pathway_logits(model, x, pathway, batch_size).softmax(1), target)
 
 
 class ClassOverlap(NamedTuple):

@@ -1,0 +1,178 @@
+"""Does a pathway explain a response, or decide it? What the network says inside it about inputs it was not made for."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import PathwayError
+from ..pathway import Pathway
+from .pathways import confidence, pathway_logits
+
+Strange = Literal["other class", "noise", "grey", "shuffled"]
+
+
+def increased(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 256) -> Tensor:
+    """Tell for each input whether the pathway raises the probability of the predicted class; the mean is the mIC.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``.
+        pathway: one pathway per input, or one for all.
+        batch_size: inputs to run at once.
+
+    Returns:
+        Bool tensor ``(B,)``.
+
+    Raises:
+        PathwayError: as :func:`pathwaylib.prediction_kept`.
+
+    Equation: p_P > p, with p and p_P the softmax probabilities of argmax Φ(x) in Φ and in Φ_P.
+
+    Source: Lin, Bao, Yu, Kong, *On Model Explanations with Transferable Neural Pathways* (2023).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> everything = Pathway((torch.ones(1, 3, dtype=torch.bool),), ("relu_0",))
+        >>> increased(net, torch.rand(2, 2), everything)
+        tensor([False, False])
+    """
+    whole = confidence(model, x, batch_size=batch_size)
+    return confidence(model, x, pathway, batch_size=batch_size) > whole
+
+
+def confidence_drop(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 256) -> Tensor:
+    """Return the share of the predicted class's probability that the pathway loses; the mean is the mDC.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``.
+        pathway: one pathway per input, or one for all.
+        batch_size: inputs to run at once.
+
+    Returns:
+        Float tensor ``(B,)`` in [0, 1]; 0 where the probability rises.
+
+    Raises:
+        PathwayError: as :func:`pathwaylib.prediction_kept`.
+
+    Equation: max(0, p − p_P) / p.
+
+    Source: Lin, Bao, Yu, Kong, *On Model Explanations with Transferable Neural Pathways* (2023).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> everything = Pathway((torch.ones(1, 3, dtype=torch.bool),), ("relu_0",))
+        >>> confidence_drop(net, torch.rand(2, 2), everything)
+        tensor([0., 0.])
+    """
+    whole = confidence(model, x, batch_size=batch_size)
+    return (whole - confidence(model, x, pathway, batch_size=batch_size)).clamp(min=0) / whole
+
+
+def divergence(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 256) -> Tensor:
+    """Return how far the pathway network's answer is from the network's: KL divergence over all classes, in nats.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``.
+        pathway: one pathway per input, or one for all.
+        batch_size: inputs to run at once.
+
+    Returns:
+        Float tensor ``(B,)``, at least 0 up to rounding.
+
+    Raises:
+        PathwayError: as :func:`pathwaylib.prediction_kept`.
+
+    Equation: KL(softmax Φ(x) ‖ softmax Φ_P(x)).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> everything = Pathway((torch.ones(1, 3, dtype=torch.bool),), ("relu_0",))
+        >>> divergence(net, torch.rand(2, 2), everything)
+        tensor([0., 0.])
+    """
+    whole = pathway_logits(model, x, None, batch_size).log_softmax(1)
+    routed = pathway_logits(model, x, pathway, batch_size).log_softmax(1)
+    return F.kl_div(routed, whole, reduction="none", log_target=True).sum(1)
+
+
+def forced(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 256) -> Tensor:
+    """Tell for each input whether the pathway makes the network call *the pathway's* class.
+
+    Give inputs that the pathways were not made for: images of other classes, noise, grey (:func:`strange_inputs`). A
+    pathway that explains a response lets the network say something else about another input. One that forces its class
+    is a classifier in disguise: its bits decide, and the input hardly matters. The mean is the forcing rate.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``, other than those the pathways were selected on.
+        pathway: one pathway per input, or one for all, with its targets.
+        batch_size: inputs to run at once.
+
+    Returns:
+        Bool tensor ``(B,)``.
+
+    Raises:
+        PathwayError: if the pathway names no targets, or as :func:`pathwaylib.prediction_kept`.
+
+    Equation: argmax Φ_P(x') = t(P).
+
+    Source: the question is this book's; that the pattern of active neurons is a code of the class: Lakshminarayanan and
+    Singh, *Neural Path Features and Neural Path Kernel* (NeurIPS 2020).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> nothing = Pathway((torch.zeros(1, 3, dtype=torch.bool),), ("relu_0",), net[2].bias.argmax()[None])
+        >>> forced(net, torch.rand(4, 2), nothing)  # no neuron is left: the bias decides
+        tensor([True, True, True, True])
+    """
+    if pathway.targets is None:
+        raise PathwayError("the pathway names no targets; select it with a selector, or set Pathway(..., targets=...)")
+    called = pathway_logits(model, x, pathway, batch_size).argmax(1)
+    return called == pathway.targets.to(called.device)
+
+
+def strange_inputs(x: Tensor, classes: Tensor, kind: Strange, *, generator: torch.Generator | None = None) -> Tensor:
+    """Return for each image an input that its pathway was not made for.
+
+    Args:
+        x: images ``(B, C, H, W)`` in [0, 1].
+        classes: predicted class of each, int64 ``(B,)``.
+        kind: ``"other class"``, an image of the batch with another class; ``"noise"``, Gaussian noise with the mean
+            and standard deviation of each channel of the batch, cut to [0, 1]; ``"grey"``, one half everywhere;
+            ``"shuffled"``, its own pixels in random order.
+        generator: draws images, noise and orders; None: the same at every call (seed 0).
+
+    Returns:
+        Images shaped like ``x``.
+
+    Raises:
+        PathwayError: if the kind is unknown, or there is no image of another class.
+
+    Example:
+        >>> strange_inputs(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]), "grey").unique()
+        tensor([0.5000])
+    """
+    if kind not in get_args(Strange):
+        raise PathwayError(f"kind is {kind!r}; choose one of {', '.join(map(repr, get_args(Strange)))}")
+    generator = generator or torch.Generator().manual_seed(0)
+    if kind == "grey":
+        return torch.full_like(x, 0.5)
+    if kind == "noise":
+        drawn = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+        mean, deviation = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+        return (mean + deviation * drawn).clamp(0, 1)
+    if kind == "shuffled":
+        draws = torch.rand(len(x), x[0, 0].numel(), generator=generator, device=generator.device)
+        order = draws.argsort(1).to(x.device)[:, None].expand(-1, x.shape[1], -1)
+        return x.flatten(2).gather(2, order).view_as(x)
+    different = (classes[:, None] != classes).float()
+    if not bool(different.any(1).all()):
+        raise PathwayError(f"all images are of class {int(classes[0])}; give images of at least two classes")
+    draws = torch.rand(len(x), len(x), generator=generator, device=generator.device).to(x.device)
+    return x[(draws * different.to(x.device)).argmax(1)]

@@ -1,0 +1,109 @@
+"""Confidence under a pathway and forcing: closed forms, and a network in which it is known what the bits decide."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pathwaylib import ActiveNeurons, NeuronMCT, Pathway, PathwayError, confidence, load_model, masked, planted
+from pathwaylib.evaluation.forcing import confidence_drop, divergence, forced, increased, strange_inputs
+
+MODEL = load_model("planted-cnn")
+X = planted(24, seed=11)[:24][0]
+
+
+def softmax_in_double(x: Tensor, pathway: Pathway | None = None) -> Tensor:
+    with torch.no_grad():
+        if pathway is None:
+            return MODEL(x).double().softmax(1)
+        with masked(pathway):
+            return MODEL(x).double().softmax(1)
+
+
+def test_confidence_measures_against_their_equations() -> None:
+    pathway = NeuronMCT(0.995)(MODEL, X)
+    whole, routed = softmax_in_double(X), softmax_in_double(X, pathway)
+    predicted = whole.argmax(1, keepdim=True)
+    p, q = whole.gather(1, predicted)[:, 0], routed.gather(1, predicted)[:, 0]
+    assert torch.allclose(confidence_drop(MODEL, X, pathway).double(), ((p - q) / p).clamp(min=0), atol=1e-5)
+    clear = (p - q).abs() > 1e-6
+    assert torch.equal(increased(MODEL, X, pathway)[clear], (q > p)[clear])
+    expected = (whole * (whole.log() - routed.log())).sum(1)
+    assert torch.allclose(divergence(MODEL, X, pathway).double(), expected, rtol=1e-3, atol=1e-5)
+    # A drop and a rise exclude each other.
+    assert not bool((increased(MODEL, X, pathway) & (confidence_drop(MODEL, X, pathway) > 0)).any())
+
+
+def test_the_whole_network_loses_and_gains_nothing() -> None:
+    active = ActiveNeurons()(MODEL, X)
+    assert not bool(increased(MODEL, X, active).any())
+    assert float(confidence_drop(MODEL, X, active).max()) == 0
+    assert float(divergence(MODEL, X, active).abs().max()) < 1e-5
+
+
+class Switch(nn.Module):
+    """Two neurons per class: one that sees the image, one that is always on. The larger sum decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see = nn.Linear(2, 4)
+        with torch.no_grad():
+            self.see.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [0, 0], [0, 0]]))
+            self.see.bias.copy_(torch.tensor([0.0, 0, 5, 5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.see(x))
+        return a[:, :2] + a[:, 2:]
+
+
+def test_forcing_where_the_bits_are_known_to_decide() -> None:
+    model, x = Switch().eval(), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    predicted = model(x).argmax(1)
+    assert predicted.tolist() == [0, 1]
+    other = strange_inputs(x.view(2, 1, 1, 2), predicted, "other class").view(2, 2)
+    assert torch.equal(other, x.flip(0))
+    # The neurons that see the image: the other image gets its own class.
+    honest = Pathway((torch.tensor([[True, True, False, False]]).expand(2, 4),), ("relu_0",), predicted)
+    assert forced(model, other, honest).tolist() == [False, False]
+    assert forced(model, x, honest).tolist() == [True, True]
+    # The constant neuron of the class alone: it decides, whatever the image.
+    switch = torch.tensor([[True, True, True, False], [True, True, False, True]])
+    forcing = Pathway((switch,), ("relu_0",), predicted)
+    assert forced(model, other, forcing).tolist() == [True, True]
+    with pytest.raises(PathwayError, match="targets"):
+        forced(model, x, Pathway((switch,), ("relu_0",)))
+
+
+def test_strange_inputs() -> None:
+    classes = softmax_in_double(X).argmax(1)
+    other = strange_inputs(X, classes, "other class")
+    assert bool((softmax_in_double(other).argmax(1) != classes).all())
+    assert all(any(torch.equal(image, own) for own in X) for image in other)
+    shuffled = strange_inputs(X, classes, "shuffled")
+    assert not torch.equal(shuffled, X)
+    # Pixels move whole: the same colours, elsewhere.
+    colours = [sorted(map(tuple, image.flatten(1).T.tolist())) for image in (shuffled[0], X[0])]
+    assert colours[0] == colours[1]
+    noise = strange_inputs(X, classes, "noise")
+    assert torch.allclose(noise.mean((0, 2, 3)), X.mean((0, 2, 3)), atol=0.05)
+    assert 0 <= float(noise.min()) <= float(noise.max()) <= 1
+    assert torch.equal(noise, strange_inputs(X, classes, "noise"))
+    assert not torch.equal(noise, strange_inputs(X, classes, "noise", generator=torch.Generator().manual_seed(1)))
+    with pytest.raises(PathwayError, match="two classes"):
+        strange_inputs(X[:3], torch.zeros(3).long(), "other class")
+    with pytest.raises(PathwayError, match="kind"):
+        strange_inputs(X, classes, "white")  # type: ignore[arg-type]
+
+
+def test_restricted_to_all_sites_is_the_pathway_and_to_none_the_network() -> None:
+    pathway = NeuronMCT(0.95)(MODEL, X)
+    sites = len(pathway.sites)
+    assert torch.equal(pathway.restrict(range(sites)).flatten(), pathway.flatten())
+    assert bool(pathway.restrict([]).flatten().all())
+    first = pathway.restrict(range(2))
+    assert torch.equal(first.site_sizes[:, :2], pathway.site_sizes[:, :2])
+    assert first.targets is pathway.targets
+    assert torch.equal(confidence(MODEL, X, pathway.restrict([])), confidence(MODEL, X))
+    with pytest.raises(PathwayError, match="sites 0 to"):
+        pathway.restrict([sites])
