@@ -492,7 +492,7 @@ def show_scores(
     Example:
         >>> row = {"dead": Interval(0.5, 0.4, 0.6), "idle": Interval(1.0, 1.0, 1.0)}
         >>> figure = show_scores({"NeuronMCT": row}, label="recall")
-        >>> [text.get_text().split() for text in figure.axes[0].texts]  # an interval of width 0 is not written
+        >>> [text.get_text().split() for text in figure.axes[0].texts]  # an interval of no width is not written
         [['0.50', '.40–.60'], ['1.00']]
         >>> plt.close(figure)
     """
@@ -503,7 +503,7 @@ def show_scores(
     if not ((values >= 0) & (values <= 1)).all():
         raise PathwayError(f"the scores reach from {values.min():g} to {values.max():g}; give scores in [0, 1]")
     if axis is None:
-        size = (0.72 * len(names) + 3, 0.42 * len(scores) + 1)
+        size = (0.72 * len(names) + 3, 0.46 * len(scores) + 1)
         axis = plt.subplots(figsize=size, layout="constrained")[1]
     drawn = axis.imshow(values, vmin=0, vmax=1, aspect="auto")
     figure = axis.get_figure(root=True)
@@ -515,10 +515,10 @@ def show_scores(
     axis.tick_params(length=0)
     for row, intervals in enumerate(scores.values()):
         for column, interval in enumerate(intervals.values()):
-            text, spread = f"{interval.value:.2f}", "–".join(f"{end:.2f}".removeprefix("0") for end in interval.bounds)
-            text += f"\n{spread}" if interval.low < interval.high else ""
+            text, ends = f"{interval.value:.2f}", [f"{end:.2f}".removeprefix("0") for end in interval.bounds]
+            text += f"\n{'–'.join(ends)}" if ends[0] != ends[1] else ""
             ink = _ink_on(drawn, interval.value)
-            axis.text(column, row, text, ha="center", va="center", color=ink, size=7, linespacing=0.95)
+            axis.text(column, row, text, ha="center", va="center", color=ink, size=7)
     return figure
 
 

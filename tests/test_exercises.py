@@ -14,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 import torch
+from scipy.stats import t, ttest_ind
 from torch import Tensor, nn
 
 import pathwaylib
@@ -478,6 +479,74 @@ def pointing(maps: Tensor, mask: Tensor, tied: Callable[[Tensor, Tensor], Tensor
     return tied((maps == maps.amax((1, 2), keepdim=True)).flatten(1), mask.flatten(1))
 
 
+def gaps(
+    scores: Tensor,
+    fraction: float,
+    generator: torch.Generator | None,
+    *,
+    sign: int = 1,
+    count: Callable[..., int] = round,
+) -> Tensor:
+    """Mark the pixels to remove; by default the right ones, with ties broken by chance."""
+    flat = sign * scores.flatten(1)
+    shuffled = torch.arange(flat.shape[1]).expand(flat.shape)
+    if generator:
+        shuffled = torch.rand(flat.shape, generator=generator).argsort(1)
+    order = flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    chosen = shuffled.gather(1, order[:, : count(fraction * flat.shape[1])])
+    return torch.zeros(flat.shape, dtype=torch.bool).scatter(1, chosen, True).view(scores.shape)
+
+
+def gaps_from_the_end(scores: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    flat = scores.flatten(1)
+    chosen = flat.argsort(1)[:, -round(fraction * flat.shape[1]) :]
+    return torch.zeros(flat.shape, dtype=torch.bool).scatter(1, chosen, True).view(scores.shape)
+
+
+def gaps_by_threshold(scores: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    count = round(fraction * scores[0].numel())
+    if not count:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    return scores >= scores.flatten(1).topk(count).values[:, -1].view(-1, 1, 1)
+
+
+def gaps_of_the_batch(scores: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    return gaps(scores.flatten()[None], fraction, generator).view(scores.shape)
+
+
+def leak(labels: Tensor, masks: Tensor, glyph: float = 2.0) -> Tensor:
+    scores = glyph * masks
+    for score, label in zip(scores, labels.tolist(), strict=True):
+        score[5 * label : 5 * label + 3] += 1
+    return scores
+
+
+def seed_difference(
+    first: Tensor, second: Tensor, quantile: Callable[[int], float], ddof: int = 1, root: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    d = first - second
+    margin = quantile(len(d)) * d.std(correction=ddof) / len(d) ** root
+    return d.mean(), d.mean() - margin, d.mean() + margin
+
+
+def student(n: int) -> float:
+    return float(t.ppf(0.975, n - 1))
+
+
+def independent_difference(first: Tensor, second: Tensor) -> tuple[float, float, float]:
+    found = ttest_ind(first, second)
+    return (float((first - second).mean()), *map(float, found.confidence_interval(0.95)))
+
+
+def equal_pixels(pixels: int, correlation: float) -> tuple[Tensor, Tensor]:
+    return torch.ones(pixels), torch.eye(pixels) * (1 - correlation) + correlation
+
+
+def weak_third(signal: float) -> tuple[Tensor, Tensor]:
+    """Two pixels that nearly copy each other, and one alone."""
+    return torch.tensor([1.0, 1.0, signal]), torch.block_diag(equal_pixels(2, 0.99)[1], torch.eye(1))
+
+
 MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
     (exercises.check_count_dead, lambda model, x: active(model, x).sizes, "active neurons"),
     (exercises.check_count_dead, lambda model, x: count_dead(model, x).sum(), "whole batch"),
@@ -752,6 +821,51 @@ MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
         lambda x: nn.Sequential(nn.Flatten(), half_reader([1.0])(x)[3], nn.ReLU()).eval(),
         "could not be explained",
     ),
+    (exercises.check_gaps, gaps_from_the_end, "at fraction 0.0, 20 of 20"),
+    (exercises.check_gaps, gaps_by_threshold, "where scores tie"),
+    (exercises.check_gaps, gaps_of_the_batch, "must be"),
+    (exercises.check_gaps, lambda *given: gaps(*given, count=int), "at fraction 0.33, 6 of 20"),
+    (exercises.check_gaps, lambda *given: gaps(*given, sign=-1), "least relevant"),
+    (exercises.check_gaps, lambda scores, f, draw: gaps(scores.abs(), f, draw), "has a higher score"),
+    (exercises.check_gaps, lambda scores, f, draw: gaps(scores, f, None), "broken by place"),
+    (
+        exercises.check_gaps,
+        lambda scores, f, draw: gaps(scores, f, torch.Generator().manual_seed(draw.seed())),
+        "differ",
+    ),
+    (exercises.check_gaps, lambda scores, f, draw: gaps(scores, f, draw)[0], "give one tensor of shape"),
+    (exercises.check_leak, lambda labels, masks: leak(labels, masks, -2.0), "a part of the glyph is left"),
+    (exercises.check_leak, lambda labels, masks: leak(0 * labels, masks), "chance is 25%"),
+    (exercises.check_leak, lambda labels, masks: 2.0 * masks, "chance is 25%"),
+    (exercises.check_leak, lambda labels, masks: leak(labels, masks)[:9], "give one tensor of shape"),
+    (exercises.check_leak, lambda labels, masks: leak(labels, masks) / 0, "NaN or infinity"),
+    (exercises.check_seed_difference, lambda *given: seed_difference(*given, lambda n: 1.959964), "1.96 is for many"),
+    (
+        exercises.check_seed_difference,
+        lambda *given: seed_difference(*given, lambda n: student(n + 1)),
+        "one less than",
+    ),
+    (
+        exercises.check_seed_difference,
+        lambda *given: seed_difference(*given, lambda n: float(t.ppf(0.95, n - 1))),
+        "5 % on each side",
+    ),
+    (exercises.check_seed_difference, lambda *given: seed_difference(*given, student, ddof=0), "minus one"),
+    (exercises.check_seed_difference, lambda *given: seed_difference(*given, student, root=0), "single differences"),
+    (exercises.check_seed_difference, independent_difference, "treated as independent"),
+    (
+        exercises.check_seed_difference,
+        lambda one, other: ((one - other).mean(), (one - other).min(), (one - other).max()),
+        "only 3 times in 4",
+    ),
+    (exercises.check_free_removal, lambda: equal_pixels(3, 0.0), "of the largest contribution"),
+    (exercises.check_free_removal, lambda: equal_pixels(3, 0.99), "no pixel has at most half"),
+    (exercises.check_free_removal, lambda: weak_third(0.3), "is free, but so is"),
+    (exercises.check_free_removal, lambda: (torch.ones(2), torch.ones(2, 2)), "must be positive"),
+    (exercises.check_free_removal, lambda: (torch.ones(2), torch.ones(2, 2).triu()), "symmetric"),
+    (exercises.check_free_removal, lambda: (torch.ones(2), torch.ones(3, 3)), "give (n,) and (n, n)"),
+    (exercises.check_free_removal, lambda: torch.ones(3), "two things"),
+    (exercises.check_free_removal, lambda: (["a"], [["b"]]), "lists of numbers"),
 ]
 
 

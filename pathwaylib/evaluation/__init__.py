@@ -1,4 +1,4 @@
-"""What a pathway is worth: measures per input, overlap over inputs, and the intervals of both."""
+"""What a pathway and an explanation are worth: measures per input, protocols, and the intervals of both."""
 
 from .faithfulness import (
     Degradation,
@@ -9,7 +9,17 @@ from .faithfulness import (
     pixel_order,
     sensitivity_n,
 )
-from .fills import blurred, noisy_linear
+from .fills import (
+    blurred,
+    noisy_linear,
+)
+from .forcing import (
+    confidence_drop,
+    divergence,
+    forced,
+    increased,
+    strange_inputs,
+)
 from .localisation import (
     Localisation,
     NeuronRecovery,
@@ -27,6 +37,13 @@ from .pathways import (
     method_similarity,
     pairwise_iou,
     prediction_kept,
+)
+from .roar import (
+    Retrained,
+    mean_colour,
+    remove_and_retrain,
+    remove_pixels,
+    score_images,
 )
 from .sanity import (
     SIMILARITIES,
@@ -57,6 +74,7 @@ __all__ = [
     "NeuronRecovery",
     "PairedDifference",
     "RankStability",
+    "Retrained",
     "SanityCheck",
     "SensitivityN",
     "Similarity",
@@ -65,11 +83,16 @@ __all__ = [
     "class_overlap",
     "class_similarity",
     "confidence",
+    "confidence_drop",
     "dead_share",
     "degradation",
     "degraded",
+    "divergence",
+    "forced",
+    "increased",
     "lerf_minus_morf",
     "mass_inside",
+    "mean_colour",
     "method_similarity",
     "neuron_recovery",
     "noisy_linear",
@@ -83,8 +106,12 @@ __all__ = [
     "randomisable_layers",
     "randomised",
     "rank_stability",
+    "remove_and_retrain",
+    "remove_pixels",
     "sanity_check",
+    "score_images",
     "sensitivity_n",
+    "strange_inputs",
     "top_k_intersection",
     "unrelated_similarity",
 ]

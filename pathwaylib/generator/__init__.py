@@ -4,7 +4,7 @@ from .network import GeneratorNetwork, GeneratorShape
 from .quantizer import DistanceAwareQuantizer, Quantizer, StraightThroughQuantizer
 from .selector import PathwayGenerator, load_generator, store_generator
 from .training import GeneratorRecipe, generator_losses, train_generator
-from .transfer import class_pathways, transfer
+from .transfer import class_frequencies, class_pathways, transfer
 
 __all__ = [
     "DistanceAwareQuantizer",
@@ -14,6 +14,7 @@ __all__ = [
     "PathwayGenerator",
     "Quantizer",
     "StraightThroughQuantizer",
+    "class_frequencies",
     "class_pathways",
     "generator_losses",
     "load_generator",
