@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .architectures import ARCHITECTURES
 from .errors import PathwayError
@@ -57,18 +57,31 @@ def load_model(name: str, *, device: torch.device | str = "cpu", folder: Path = 
         >>> net.training, any(p.requires_grad for p in net.parameters())
         (False, False)
     """
-    card = model_card(name, folder=folder)
+    state = verified_weights(name, model_card(name, folder=folder), folder)
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, only to be replaced
+        model = ARCHITECTURES[name]()
+    model.load_state_dict(state)  # float16 on disk; copied into the float32 parameters
+    return model.eval().requires_grad_(False).to(device)
+
+
+def verified_weights(name: str, card: dict[str, Any], folder: Path = WEIGHTS) -> dict[str, Tensor]:
+    """Read stored weights, if they are those that the card describes.
+
+    Raises:
+        PathwayError: if their SHA-256 is another.
+
+    Example:
+        >>> len(verified_weights("planted-cnn", model_card("planted-cnn")))
+        10
+    """
     stored = (folder / f"{name}.safetensors").read_bytes()
     digest = hashlib.sha256(stored).hexdigest()
     if digest != card["sha256"]:
         raise PathwayError(
             f"the weights of {name!r} have SHA-256 {digest}, the model card says {card['sha256']}; "
-            "reinstall pathwaylib, or run experiments/train_subjects.ipynb to train it again"
+            "reinstall pathwaylib, or train it again: see the card's command"
         )
-    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, only to be replaced
-        model = ARCHITECTURES[name]()
-    model.load_state_dict(load(stored))  # float16 on disk; copied into the float32 parameters
-    return model.eval().requires_grad_(False).to(device)
+    return load(stored)
 
 
 def store_model(name: str, model: nn.Module, card: dict[str, Any], folder: Path = WEIGHTS) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from ..errors import PathwayError
-from ..files import atomic_write
 from ..neurons import Target, record, resolve_target
 from ..pathway import Pathway
-from ..zoo import WEIGHTS
+from ..zoo import WEIGHTS, store_model, verified_weights
 from .network import GeneratorNetwork, GeneratorShape
 
 
@@ -54,21 +51,9 @@ class PathwayGenerator:
 
 
 def store_generator(name: str, network: GeneratorNetwork, card: dict[str, Any], folder: Path = WEIGHTS) -> None:
-    """Write a generator's weights in float16 and its card, each atomically; see :func:`pathwaylib.zoo.store_model`."""
-    state = {key: value.half().contiguous().cpu() for key, value in network.state_dict().items()}
-    with atomic_write(folder / f"{name}.safetensors") as temporary:
-        save_file(state, temporary)
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    built = {
-        "sites": network.sites,
-        "shapes": network.shapes,
-        "classes": network.classes,
-        "shape": asdict(network.shape),
-    }
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    text = json.dumps({"name": name, **card, "built": built, "parameters": parameters, "sha256": digest}, indent=2)
-    with atomic_write(folder / f"{name}.json") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    """Write a generator's weights in float16 and its card, and what it was built for."""
+    built = {"sites": network.sites, "shapes": network.shapes, "classes": network.classes}
+    store_model(name, network, {**card, "built": {**built, "shape": asdict(network.shape)}}, folder)
 
 
 def load_generator(name: str, *, device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> PathwayGenerator:
@@ -82,12 +67,8 @@ def load_generator(name: str, *, device: torch.device | str = "cpu", folder: Pat
         stored = sorted(p.stem for p in folder.glob("*.json") if "built" in json.loads(p.read_text(encoding="utf-8")))
         raise PathwayError(f"there is no generator {name!r}; stored are {', '.join(stored) or 'none'}")
     card = json.loads(path.read_text(encoding="utf-8"))
-    weights = (folder / f"{name}.safetensors").read_bytes()
-    digest = hashlib.sha256(weights).hexdigest()
-    if digest != card["sha256"]:
-        raise PathwayError(f"the weights of {name!r} have SHA-256 {digest}, the card says {card['sha256']}; reinstall")
     built = card["built"]
     with torch.random.fork_rng(devices=[]):
         network = GeneratorNetwork(built["sites"], built["shapes"], built["classes"], GeneratorShape(**built["shape"]))
-    network.load_state_dict(load(weights))
+    network.load_state_dict(verified_weights(name, card, folder))
     return PathwayGenerator(network.eval().requires_grad_(False).to(device))
