@@ -58,6 +58,30 @@ class Contributions:
         neurons = sum(score[0].numel() for score in self.scores)
         return Pathway(largest(self.scores, kept_neurons(neurons, sparsity)), self.sites, self.targets)
 
+    def top_k(self, sizes: Tensor) -> Pathway:
+        """Keep, per input, as many neurons as asked for that input; otherwise as :meth:`top`.
+
+        What makes selectors comparable with one that finds the size of each pathway itself.
+
+        Args:
+            sizes: neurons to keep, int64 ``(B,)``, from 0 to N each.
+
+        Raises:
+            PathwayError: if there is not one size for each input, or one is out of range.
+
+        Example:
+            >>> scores = Contributions((torch.tensor([[1.0, 3.0, 2.0], [4.0, 6.0, 5.0]]),), ("relu_0",))
+            >>> scores.top_k(torch.tensor([1, 2])).masks[0].int().tolist()
+            [[0, 1, 0], [0, 1, 1]]
+        """
+        neurons = sum(score[0].numel() for score in self.scores)
+        if sizes.shape != self.scores[0].shape[:1] or not 0 <= int(sizes.min()) <= int(sizes.max()) <= neurons:
+            raise PathwayError(
+                f"sizes of shape {tuple(sizes.shape)} for {len(self.scores[0])} inputs of {neurons} neurons; give one "
+                "number of neurons for each input"
+            )
+        return Pathway(largest(self.scores, sizes.tolist()), self.sites, self.targets)
+
 
 def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
     """First-order estimate of what the response loses without each neuron, all sites in one backward pass.

@@ -32,12 +32,12 @@ def kept_neurons(neurons: int, sparsity: float) -> int:
     return round((1 - Fraction(str(sparsity))) * neurons)
 
 
-def largest(scores: Sequence[Tensor], k: int) -> tuple[Tensor, ...]:
+def largest(scores: Sequence[Tensor], k: int | Sequence[int]) -> tuple[Tensor, ...]:
     """Mark, per input, the ``k`` entries of largest absolute value that are not 0; see :meth:`Contributions.top`.
 
     Args:
         scores: one tensor ``(B, ...)`` per site.
-        k: entries to keep per input over all sites together, at most N.
+        k: entries to keep per input over all sites together, at most N: one number for all, or one for each.
 
     Returns:
         Bool tensors shaped like ``scores``.
@@ -57,13 +57,15 @@ def largest(scores: Sequence[Tensor], k: int) -> tuple[Tensor, ...]:
     magnitude = torch.empty(sum(sizes), dtype=precision, device=device)
     mark = _mark_on_cpu if device.type == "cpu" else _mark
     parts = magnitude.split(sizes)
-    for image, marks in enumerate(kept if k else ()):
+    for image, (marks, wanted) in enumerate(zip(kept, [k] * batch if isinstance(k, int) else k, strict=True)):
+        if not wanted:
+            continue
         for part, score in zip(parts, scores, strict=True):
             torch.abs(score[image].detach().flatten().to(precision), out=part)
-        border, count = mark(magnitude, k, marks)
-        if count > k:
+        border, count = mark(magnitude, wanted, marks)
+        if count > wanted:
             tied = (magnitude == border).nonzero()[:, 0]
-            marks[tied[_scatter(tied).argsort(descending=True)[: count - k]]] = False
+            marks[tied[_scatter(tied).argsort(descending=True)[: count - wanted]]] = False
     return split_sites(kept, shapes)
 
 

@@ -281,3 +281,23 @@ def test_no_dead_neuron_is_ever_kept(network: RandomNetwork, sparsity: float) ->
     x = network.inputs(3)
     pathway, active = NeuronMCT(sparsity)(network, x), observe(network, x).active()
     assert not (pathway & ~active).sizes.any()
+
+
+def test_each_input_may_have_its_own_number() -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(5, 40, generator=generator).mul(2).round()  # with ties, and zeros
+    found = Contributions((scores[:, :10], scores[:, 10:]), ("relu_0", "relu_1"))
+    sizes = torch.tensor([0, 1, 7, 20, 40])
+    pathway = found.top_k(sizes)
+    assert torch.equal(pathway.sizes, torch.minimum(sizes, (scores != 0).sum(1)))
+    for image, size in enumerate(sizes.tolist()):
+        if size > 0:
+            one = Contributions((scores[[image], :10], scores[[image], 10:]), found.sites).top(1 - size / 40)
+            assert torch.equal(pathway[image].flatten(), one.flatten())
+
+
+@pytest.mark.parametrize("sizes", [[1, 2], [1, 2, 41], [-1, 2, 3]])
+def test_numbers_that_do_not_fit_are_refused(sizes: list[int]) -> None:
+    scores = Contributions((torch.rand(3, 40),), ("relu_0",))
+    with pytest.raises(PathwayError, match="one number of neurons for each input"):
+        scores.top_k(torch.tensor(sizes))
