@@ -269,10 +269,14 @@ def show_protocols(
         for line in axis.lines:
             line.set_marker("")
         axis.set_title(title)
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.remove()
-    figure.supxlabel(xlabel, fontsize=mpl.rcParams["axes.labelsize"])
-    figure.supylabel(ylabel, fontsize=mpl.rcParams["axes.labelsize"])
+    for number, axis in enumerate(axes.flat):
+        if number >= len(panels):
+            axis.remove()
+        elif number + columns >= len(panels):  # nothing below it
+            axis.set_xlabel(xlabel)
+            axis.tick_params(labelbottom=True)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
     figure.legend(handles=axes[0, 0].lines, loc="outside lower center", ncols=min(3, len(names)))
     return figure
 

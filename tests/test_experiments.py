@@ -34,7 +34,10 @@ def test_train_subjects_stores_a_network_and_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["critical_pathways", "linear_regions"])
+@pytest.mark.parametrize(
+    "experiment",
+    ["critical_pathways", "linear_regions", "faithfulness", "roar", "sanity_checks", "planted_truth", "generators"],
+)
 def test_an_experiment_runs_in_its_quick_profile(experiment: str, tmp_path: Path) -> None:
     papermill.execute_notebook(
         EXPERIMENTS / f"{experiment}.ipynb",
@@ -43,5 +46,5 @@ def test_an_experiment_runs_in_its_quick_profile(experiment: str, tmp_path: Path
         progress_bar=False,
     )
     tables = list(tmp_path.rglob("*.csv"))
-    assert len(tables) >= 2
+    assert tables
     assert all(table.with_suffix(".json").exists() for table in tables)

@@ -81,7 +81,7 @@ def mass_inside(maps: Tensor, mask: Tensor, *, part: Part = "absolute") -> Local
     Raises:
         PathwayError: if the shapes do not fit, a map is not finite, or a mask is empty.
 
-    Equation: Σ_{p ∈ T} m_p / Σ_p m_p, with m = |Σ_c A_c| or max(Σ_c A_c, 0).
+    Equation: Σ_{p ∈ T} m_p / Σ_p m_p, with m = ``|Σ_c A_c|`` or max(Σ_c A_c, 0).
 
     Source: Arras, Osman, Samek, *CLEVR-XAI: A Benchmark Dataset for the Ground Truth Evaluation of Neural Network
     Explanations* (Information Fusion 2022), there the "relevance mass accuracy".
