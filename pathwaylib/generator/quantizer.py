@@ -25,7 +25,7 @@ class DistanceAwareQuantizer:
 
     A score s gives u = σ(s) in (0, 1), with the distances u to the bit 0 and 1 − u to the bit 1. A soft argmax with a
     fixed temperature would leave every score near the border half a bit. Here the sharpness β adapts to the gap of
-    the two distances, β = γ / |2u − 1|, at most ``sharpest``; then the soft argmax is the same for all scores with a
+    the two distances, ``β = γ / |2u − 1|``, at most ``sharpest``; then the soft argmax is the same for all scores with a
     gap above γ / ``sharpest``, and after rescaling it *is* the bit. Only scores next to the border stay soft. No
     gradient flows through β, so the slope is positive everywhere, and steep near the border.
 
@@ -36,7 +36,7 @@ class DistanceAwareQuantizer:
     Raises:
         PathwayError: if a parameter is out of range.
 
-    Equation: m = (σ(β (2u − 1)) − σ(−γ)) / (σ(γ) − σ(−γ)), u = σ(s), β = min(γ / |2u − 1|, β_max).
+    Equation: ``m = (σ(β (2u − 1)) − σ(−γ)) / (σ(γ) − σ(−γ))``, ``u = σ(s)``, ``β = min(γ / |2u − 1|, β_max)``.
 
     Source: Kim, Lee, Ham, *Distance-aware Quantization* (ICCV 2021), for the two levels 0 and 1; used for pathways by
     Lin et al., *On Model Explanations with Transferable Neural Pathways* (2023).
