@@ -25,8 +25,8 @@ class DistanceAwareQuantizer:
 
     A score s gives u = σ(s) in (0, 1), with the distances u to the bit 0 and 1 − u to the bit 1. A soft argmax with a
     fixed temperature would leave every score near the border half a bit. Here the sharpness β adapts to the gap of
-    the two distances, ``β = γ / |2u − 1|``, at most ``sharpest``; then the soft argmax is the same for all scores with a
-    gap above γ / ``sharpest``, and after rescaling it *is* the bit. Only scores next to the border stay soft. No
+    the two distances, ``β = γ / |2u − 1|``, at most ``sharpest``; then the soft argmax is the same for all scores with
+    a gap above γ / ``sharpest``, and after rescaling it *is* the bit. Only scores next to the border stay soft. No
     gradient flows through β, so the slope is positive everywhere, and steep near the border.
 
     Attributes:
