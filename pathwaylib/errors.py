@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class PathwayError(ValueError):
     """An input pathwaylib cannot work with; the message says what was given and what to do.
@@ -30,3 +32,16 @@ def require_at_least_one(**counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise PathwayError(f"{name} is {count!r}; give a whole number of at least 1")
+
+
+def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise :class:`PathwayError` where a value is not one of the choices.
+
+    Example:
+        >>> require_choice("order", "random", ["morf", "lerf"])
+        Traceback (most recent call last):
+        ...
+        pathwaylib.errors.PathwayError: order is 'random'; choose 'morf' or 'lerf'
+    """
+    if value not in choices:
+        raise PathwayError(f"{name} is {value!r}; choose {' or '.join(map(repr, choices))}")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .contributions import Contributions, taylor
-from .errors import PathwayError, require_at_least_one
+from .errors import PathwayError, require_at_least_one, require_choice
 from .neurons import Target, gated, record, resolve_target, response, targets_of
 from .pathway import Pathway, split_sites
 from .ranking import kept_neurons, largest
@@ -81,7 +81,7 @@ class GreedyPruning:
     def __post_init__(self) -> None:
         kept_neurons(1, self.sparsity)
         require_at_least_one(steps=self.steps, batch_size=1 if self.batch_size is None else self.batch_size)
-        _require_choice("schedule", self.schedule, get_args(Schedule))
+        require_choice("schedule", self.schedule, get_args(Schedule))
 
     def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Pathway:
         """Return the pathway of each image of ``x`` for its target (None: the predicted class)."""
@@ -182,7 +182,7 @@ class DistillationGuidedRouting:
         kept_neurons(1, self.sparsity)
         batch_size = 1 if self.batch_size is None else self.batch_size
         require_at_least_one(iterations=self.iterations, patience=self.patience, batch_size=batch_size)
-        _require_choice("start", self.start, get_args(Start))
+        require_choice("start", self.start, get_args(Start))
         if not 0 < self.learning_rate < math.inf:
             raise PathwayError(f"learning_rate is {self.learning_rate}; give a number above 0, for example 0.03")
         if not 0 <= self.momentum < 1:
@@ -329,8 +329,3 @@ def _in_batches(
     targets = targets_of(model, x, target, batch_size)
     batches = zip(x.detach().split(batch_size), targets.split(batch_size), strict=True)
     return Pathway.cat([select(model, images, chosen) for images, chosen in batches])
-
-
-def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise PathwayError(f"{name} is {value!r}; choose {' or '.join(map(repr, choices))}")

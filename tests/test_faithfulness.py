@@ -334,6 +334,13 @@ def test_noise_is_the_same_at_every_fraction() -> None:
     few, many = (degraded(flat, attribution, fraction, fill="noisy linear") - flat for fraction in (0.3, 0.8))
     gone = few.abs().sum(1, keepdim=True).expand_as(x) > 1e-6
     torch.testing.assert_close(few[gone], many[gone], rtol=0, atol=1e-9)
+    # Each image has its own, from the generator.
+    same = torch.zeros(2, 1, HEIGHT, WIDTH)
+    same[:, :, 0] = 1
+    one, two = degraded(flat, same, WIDTH / PIXELS, fill="noisy linear") - flat
+    assert not torch.isclose(one[:, 0], two[:, 0], rtol=0, atol=1e-6).any()
+    other = degraded(flat, same, WIDTH / PIXELS, fill="noisy linear", generator=drawn(5)) - flat
+    assert not torch.isclose(one[:, 0], other[0, :, 0], rtol=0, atol=1e-6).any()
 
 
 # --- Batches, memory, the caller's things ----------------------------------------------------------------------------

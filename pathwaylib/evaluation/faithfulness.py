@@ -11,9 +11,8 @@ from typing import Literal, get_args, overload
 import torch
 from torch import Tensor, nn
 
-from ..errors import PathwayError, require_at_least_one
+from ..errors import PathwayError, require_at_least_one, require_choice
 from ..neurons import Target, check_model, resolve_target, response
-from ..pruning import _require_choice
 from .fills import NOISE, Fill, baseline, draw_noise, imputed
 
 Order = Literal["morf", "lerf"]
@@ -137,7 +136,7 @@ def degradation(
     """
     targets, _ = _prepared(model, x, target, batch_size)
     counts = _pixel_counts(fractions, x[0, 0].numel())
-    _require_choice("order", order, get_args(Order))
+    require_choice("order", order, get_args(Order))
     removal = _Removal(x, attribution, order, ranking, fill, generator)
     runs = [(image, count) for image in range(len(x)) for count in counts]
     found = []
@@ -181,7 +180,7 @@ def degraded(
         48
     """
     _check_images(x)
-    _require_choice("order", order, get_args(Order))
+    require_choice("order", order, get_args(Order))
     (count,) = _pixel_counts([fraction], x[0, 0].numel())
     removal = _Removal(x, attribution, order, ranking, fill, generator)
     return removal.images(torch.arange(len(x)), torch.full((len(x),), count))
@@ -224,7 +223,7 @@ def pixel_order(
         raise PathwayError(
             f"the attribution has shape {tuple(attribution.shape)}; give (batch, channels, height, width)"
         )
-    _require_choice("ranking", ranking, get_args(Ranking))
+    require_choice("ranking", ranking, get_args(Ranking))
     return _places(attribution, ranking, generator or torch.Generator().manual_seed(0))
 
 
@@ -267,7 +266,7 @@ class _Removal:
     ) -> None:
         generator = generator or torch.Generator().manual_seed(0)
         _check_attribution(x, attribution)
-        _require_choice("ranking", ranking, get_args(Ranking))
+        require_choice("ranking", ranking, get_args(Ranking))
         self.x = x.detach()
         noisy = isinstance(fill, str) and fill == "noisy linear"
         self.baseline = None if noisy else baseline(x, fill)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import PathwayError
+from ..errors import PathwayError, require_choice
 from ..pathway import Pathway
 from .pathways import confidence, pathway_logits
 
@@ -158,8 +158,7 @@ def strange_inputs(x: Tensor, classes: Tensor, kind: Strange, *, generator: torc
         >>> strange_inputs(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]), "grey").unique()
         tensor([0.5000])
     """
-    if kind not in get_args(Strange):
-        raise PathwayError(f"kind is {kind!r}; choose one of {', '.join(map(repr, get_args(Strange)))}")
+    require_choice("kind", kind, get_args(Strange))
     generator = generator or torch.Generator().manual_seed(0)
     if kind == "grey":
         return torch.full_like(x, 0.5)
