@@ -38,7 +38,7 @@ class GeneratorShape:
 
     width: int = 64
     side: int = 4
-    heads: int = 4
+    heads: int = 1
     deep_sites: int = 2
     context: bool = True
 

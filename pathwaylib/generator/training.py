@@ -140,12 +140,15 @@ def generator_losses(
 
 def _same_class_iou(masks: Tensor, classes: Tensor) -> Tensor:
     """Return the mean soft IoU over pairs of one class: Σ ab / Σ (a + b − ab); 1 where there is no pair."""
-    pairs = (classes[:, None] == classes) & ~torch.eye(len(classes), dtype=torch.bool, device=classes.device)
-    if not bool(pairs.any()):
-        return masks.new_ones(())
-    common = masks @ masks.T
-    sizes = masks.sum(1)
-    return (common / (sizes[:, None] + sizes - common).clamp(min=1e-6))[pairs].mean()
+    # Sorted by class, so that only the products of pairs that count are formed.
+    by_class = masks[classes.argsort()].split(classes.bincount().tolist())
+    total, pairs = masks.new_zeros(()), 0
+    for members in by_class:
+        common, sizes = members @ members.T, members.sum(1)
+        ratios = common / (sizes[:, None] + sizes - common).clamp(min=1e-6)
+        total = total + ratios.sum() - ratios.diagonal().sum()
+        pairs += len(members) * (len(members) - 1)
+    return total / pairs if pairs else masks.new_ones(())
 
 
 def train_generator(
