@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -99,6 +100,24 @@ def test_ledger_lists_the_claims_of_the_chapters(browser: Browser, pages: list[P
         page = visit.open(SITE / "book" / "claims.html")
         assert page.locator(".claims-ledger tbody tr").count() == claims
         assert page.locator(".claims-ledger tbody tr td:last-child a").count() == claims
+
+
+def test_chapters_show_every_claim_once(browser: Browser, pages: list[Path]) -> None:
+    folded = 0
+    for path in (ROOT / "book").glob("*.ipynb"):
+        claims = path.read_text().count('"pathwaylib_claim"')
+        with Visit(browser) as visit:
+            page = visit.open(SITE / "book" / path.with_suffix(".html").name)
+            lists = page.locator("details.claims-made")
+            inside = lists.locator("li").count()
+            folded += inside
+            alone = page.locator(".cell_output pre").filter(has_text=re.compile(r"\): holds")).count()
+            assert inside + alone == claims, path.name
+            if inside:
+                assert not lists.first.locator("li").first.is_visible()
+                lists.first.locator("summary").press("Enter")
+                assert lists.first.locator("li").first.is_visible()
+    assert folded
 
 
 def test_search_finds_a_word(browser: Browser, pages: list[Path]) -> None:

@@ -1,13 +1,15 @@
-"""The ``claims`` directive: every ``pathwaylib.claim(...)`` of the book in one table.
+"""The ``claims`` directive: every ``pathwaylib.claim(...)`` of the book in one table; and the claims in their chapters.
 
 It reads the records that the claims left in the chapters' outputs, so the table cannot say anything that a chapter
-did not compute.
+did not compute. A cell that makes many claims shows them as one folded list.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +24,8 @@ from pathwaylib.claims import CLAIM_METADATA
 
 HEADER = ("Claim", "Value", "95 % interval", "Condition", "Verdict", "Chapter")
 
+FOLDED_FROM = 4  # as many claims of one cell are shown as one list
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,9 +33,13 @@ def records(notebook: Path) -> Iterator[dict[str, Any]]:
     """Yield the claims in a notebook's stored outputs, in order."""
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", ()):
-            record = output.get("metadata", {}).get(CLAIM_METADATA)
-            if record is not None:
-                yield record
+            if _record(output) is not None:
+                yield _record(output)
+
+
+def _record(output: dict[str, Any]) -> Any:
+    """Return the record of an output that is a claim, otherwise None."""
+    return output.get("metadata", {}).get(CLAIM_METADATA)
 
 
 class Claims(SphinxDirective):
@@ -69,7 +77,34 @@ class Claims(SphinxDirective):
         return [container]
 
 
+def fold_claims(app: Sphinx, name: str, content: list[str]) -> None:
+    """Put the many claims of a cell into one folded list, where the first of them stood."""
+    if Path(app.env.doc2path(name)).suffix != ".ipynb":
+        return
+    notebook = json.loads(content[0])
+    for cell in notebook["cells"]:
+        made = [output for output in cell.get("outputs", ()) if _record(output) is not None]
+        if len(made) < FOLDED_FROM:
+            continue
+        first = cell["outputs"].index(made[0])
+        rest = [output for output in cell["outputs"] if _record(output) is None]
+        folded = {"output_type": "display_data", "metadata": {}, "data": {"text/html": _list(made)}}
+        cell["outputs"] = [*rest[:first], folded, *rest[first:]]
+    content[0] = json.dumps(notebook)
+
+
+def _list(claims: list[dict[str, Any]]) -> str:
+    """Return claims as a folded list; its summary counts their verdicts."""
+    verdicts = Counter(_record(claim)["verdict"] for claim in claims)
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+    if len(verdicts) == 1:
+        summary = f"verdict of each: {next(iter(verdicts))}"
+    items = "".join(f"<li>{escape(''.join(claim['data']['text/plain']))}</li>" for claim in claims)
+    return f'<details class="claims-made"><summary>{len(claims)} claims ({summary})</summary><ul>{items}</ul></details>'
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx."""
     app.add_directive("claims", Claims)
+    app.connect("source-read", fold_claims)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
