@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pathwaylib import NeuronMCT, PathwayError, RandomSelection, load_model, masked, observe, planted, prediction_kept
+from pathwaylib import (
+    NeuronMCT,
+    PathwayError,
+    RandomSelection,
+    divergence,
+    load_model,
+    masked,
+    observe,
+    planted,
+    prediction_kept,
+)
 from pathwaylib.generator import (
     DistanceAwareQuantizer,
     GeneratorNetwork,
@@ -242,6 +252,39 @@ def test_every_weight_is_trained_and_no_weight_of_the_target() -> None:
     without = [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert without == []
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_mask_of_one_input_is_tried_on_an_input_of_another_class() -> None:
+    model, x = load_model("planted-cnn"), planted(12, seed=3)[:12][0]
+    network = GeneratorNetwork.like(model, x, SMALL, seed=1)
+    for decoder in network.decoders:
+        nn.init.constant_(decoder.bias, -0.1)  # type: ignore[arg-type]
+    quantizer = StraightThroughQuantizer()
+    assert generator_losses(model, network, x, quantizer).others.item() == 0
+    found = generator_losses(model, network, x, quantizer, others=True).others
+    pathway = PathwayGenerator(network)(model, x)
+    with torch.no_grad():
+        predicted = model(x).argmax(1).tolist()
+    total = 0.0
+    for i, label in enumerate(predicted):
+        other = next(j % 12 for j in range(i + 1, i + 12) if predicted[j % 12] != label)
+        total += divergence(model, x[[other]], pathway[i]).item()
+    assert found.item() == pytest.approx(total / 12, rel=1e-4)
+    alike = x[:1].expand(3, -1, -1, -1)  # no other class: a neighbour, of the same class
+    same = generator_losses(model, network, alike, quantizer, others=True)
+    assert same.others.item() == pytest.approx(same.faithfulness.item(), rel=1e-5)
+
+
+def test_a_generator_may_choose_at_the_first_sites_only() -> None:
+    model, x = load_model("planted-cnn"), planted(8, seed=3)[:8][0]
+    network = GeneratorNetwork.like(model, x, replace(SMALL, chosen_sites=2))
+    for decoder in network.decoders:
+        nn.init.constant_(decoder.bias, -0.1)  # type: ignore[arg-type]
+    pathway = PathwayGenerator(network)(model, x)
+    assert [bool(mask.all()) for mask in pathway.masks] == [False, False, True, True]
+    losses = generator_losses(model, network, x, StraightThroughQuantizer())
+    kept = torch.cat([mask.flatten(1) for mask in pathway.masks[:2]], 1)
+    assert losses.density.item() == pytest.approx(kept.float().mean().item(), abs=1e-6)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ class GeneratorShape:
         deep_sites: how many of the last sites give class evidence to all.
         context: whether sites see that evidence at all; without it (an ablation) each site is decoded from its own
             tokens.
+        chosen_sites: how many of the first sites the pathway is chosen at; at later ones every neuron is kept. None:
+            all sites.
 
     Raises:
         PathwayError: if a size is out of range.
@@ -41,9 +43,12 @@ class GeneratorShape:
     heads: int = 1
     deep_sites: int = 2
     context: bool = True
+    chosen_sites: int | None = None
 
     def __post_init__(self) -> None:
         require_at_least_one(width=self.width, side=self.side, heads=self.heads, deep_sites=self.deep_sites)
+        if self.chosen_sites is not None:
+            require_at_least_one(chosen_sites=self.chosen_sites)
         if self.width % self.heads:
             raise PathwayError(f"width {self.width} is not a multiple of heads {self.heads}")
 
@@ -165,10 +170,12 @@ class Generated(NamedTuple):
     Attributes:
         scores: one tensor per site, shaped like its activations; above 0 means keep.
         logits: the auxiliary head's class logits ``(B, K)``.
+        chosen: at how many of the first sites the generator chooses.
     """
 
     scores: tuple[Tensor, ...]
     logits: Tensor
+    chosen: int
 
 
 class GeneratorNetwork(nn.Module):
@@ -213,7 +220,8 @@ class GeneratorNetwork(nn.Module):
         # Tokens are a set to the attention: the embedding tells it which channel of which site each one is.
         self.names = nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for count in channels)
         self.distillation = PathwayDistillation(self.shape, classes)
-        self.decoders = nn.ModuleList(RecursivePathwayDecoder(count, width, side) for count in channels)
+        chosen = channels[: self.shape.chosen_sites]
+        self.decoders = nn.ModuleList(RecursivePathwayDecoder(count, width, side) for count in chosen)
 
     @classmethod
     def like(
@@ -252,8 +260,9 @@ class GeneratorNetwork(nn.Module):
             tokens.append(token + cast(Tensor, name))
             pyramids.append(pyramid)
         mixed, logits = self.distillation(tokens)
-        scores = tuple(
+        scores = [
             decode(token, pyramid).view_as(a)
-            for decode, token, pyramid, a in zip(self.decoders, mixed, pyramids, activations, strict=True)
-        )
-        return Generated(scores, logits)
+            for decode, token, pyramid, a in zip(self.decoders, mixed, pyramids, activations, strict=False)
+        ]
+        scores += [torch.ones_like(a) for a in activations[len(scores) :]]  # where nothing is chosen
+        return Generated(tuple(scores), logits, len(self.decoders))

@@ -23,7 +23,7 @@ from .quantizer import DistanceAwareQuantizer, Quantizer
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_LOGGED = ("step", "loss", "faithfulness", "density", "class_relevance", "auxiliary", "kept")
+_LOGGED = ("step", "loss", "faithfulness", "density", "class_relevance", "auxiliary", "others", "kept")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class GeneratorRecipe:
         sparsity_weight: λ_s, weight of the kept share.
         class_weight: λ_c, weight of the class relevance.
         auxiliary_weight: weight of the auxiliary head's cross-entropy.
+        others_weight: λ_o, weight of the faithfulness to *another* input of the batch under the same mask. With 0, as
+            in the paper, a mask may decide the class by itself; see :func:`pathwaylib.forced`.
         warmup: share of the steps on which λ_s rises from 0: first faithful, then small.
         shape: sizes of the generator.
         quantizer: from scores to masks.
@@ -58,6 +60,7 @@ class GeneratorRecipe:
     sparsity_weight: float = 4.0
     class_weight: float = 0.1
     auxiliary_weight: float = 0.1
+    others_weight: float = 0.0
     warmup: float = 0.3
     shape: GeneratorShape = field(default_factory=GeneratorShape)
     quantizer: Quantizer = field(default_factory=DistanceAwareQuantizer)
@@ -65,7 +68,13 @@ class GeneratorRecipe:
 
     def __post_init__(self) -> None:
         require_at_least_one(steps=self.steps, batch_size=self.batch_size)
-        weights = (self.sparsity_weight, self.class_weight, self.auxiliary_weight, self.weight_decay)
+        weights = (
+            self.sparsity_weight,
+            self.class_weight,
+            self.auxiliary_weight,
+            self.others_weight,
+            self.weight_decay,
+        )
         if min(weights) < 0 or self.learning_rate <= 0 or not 0 <= self.warmup <= 1:
             raise PathwayError(
                 f"weights {weights}, learning_rate {self.learning_rate}, warmup {self.warmup}: give weights of at "
@@ -78,9 +87,10 @@ class GeneratorLosses(NamedTuple):
 
     Attributes:
         faithfulness: KL(softmax Φ(x) ‖ softmax Φ_P(x)), in nats.
-        density: kept share of the neurons.
+        density: kept share of the neurons, of the sites at which the pathway is chosen.
         class_relevance: 1 − mean soft IoU of the masks of inputs of one predicted class; 0 where no two share one.
         auxiliary: cross-entropy of the auxiliary head against the predicted class, in nats.
+        others: KL(softmax Φ(x') ‖ softmax Φ_P(x')) with P of x and x' of another predicted class; 0 unless asked for.
         kept: share of the batch whose prediction the masked network keeps (no gradient).
     """
 
@@ -88,11 +98,18 @@ class GeneratorLosses(NamedTuple):
     density: Tensor
     class_relevance: Tensor
     auxiliary: Tensor
+    others: Tensor
     kept: Tensor
 
 
 def generator_losses(
-    model: nn.Module, network: nn.Module, x: Tensor, quantizer: Quantizer, fabric: Fabric | None = None
+    model: nn.Module,
+    network: nn.Module,
+    x: Tensor,
+    quantizer: Quantizer,
+    fabric: Fabric | None = None,
+    *,
+    others: bool = False,
 ) -> GeneratorLosses:
     """Return the loss terms of one batch: one run of the target, one of the generator, one of the masked target.
 
@@ -102,12 +119,13 @@ def generator_losses(
         x: images ``(B, C, H, W)``.
         quantizer: from scores to masks.
         fabric: gathers the masks of all processes, so that pairs are formed over the global batch.
+        others: also run the target on other inputs under the masks; one more run.
 
     Raises:
         PathwayError: as :func:`pathwaylib.observe`.
 
-    Source: Lin et al., *On Model Explanations with Transferable Neural Pathways* (2023); the class term's form and the
-    auxiliary term are ours.
+    Source: Lin et al., *On Model Explanations with Transferable Neural Pathways* (2023); the class term's form, the
+    auxiliary term and that of the others are ours.
 
     Example:
         >>> from pathwaylib import load_model, planted
@@ -120,22 +138,38 @@ def generator_losses(
         _, _, activations, logits = record(model, x, keep_pre=False)
     generated = network(activations)
     masks = [quantizer(scores.float()) for scores in generated.scores]
-    routed = gated(model, x, [mask.to(logits.dtype) for mask in masks]).float()
+    gates = [mask.to(logits.dtype) for mask in masks]
+    routed = gated(model, x, gates).float()
     logits = logits.float()
     predicted = logits.argmax(1)
-    faithfulness = F.kl_div(routed.log_softmax(1), logits.log_softmax(1), reduction="batchmean", log_target=True)
-    flat = torch.cat([mask.flatten(1) for mask in masks], 1)
+    strangers = routed.new_zeros(())
+    if others:
+        other = _of_another_class(predicted)
+        strangers = _divergence(logits[other], gated(model, x[other], gates).float())
+    flat = torch.cat([mask.flatten(1) for mask in masks[: generated.chosen]], 1)
     everyone, classes = flat, predicted
     if fabric is not None and fabric.world_size > 1:
         everyone = cast(Tensor, fabric.all_gather(flat, sync_grads=True)).flatten(0, 1)
         classes = cast(Tensor, fabric.all_gather(predicted)).flatten()
     return GeneratorLosses(
-        faithfulness,
+        _divergence(logits, routed),
         flat.mean(),
         1 - _same_class_iou(everyone, classes),
         F.cross_entropy(generated.logits.float(), predicted),
+        strangers,
         (routed.detach().argmax(1) == predicted).float().mean(),
     )
+
+
+def _divergence(whole: Tensor, routed: Tensor) -> Tensor:
+    return F.kl_div(routed.log_softmax(1), whole.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def _of_another_class(classes: Tensor) -> Tensor:
+    """Return for each input the next one, in a circle, of another class; the next one if there is none."""
+    positions = torch.arange(len(classes), device=classes.device)
+    steps = (positions - positions[:, None] - 1) % len(classes)
+    return (steps + len(classes) * (classes == classes[:, None])).argmin(1)
 
 
 def _same_class_iou(masks: Tensor, classes: Tensor) -> Tensor:
@@ -216,13 +250,14 @@ def train_generator(
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * _rate(step / recipe.steps)
             with fabric.autocast():
-                losses = generator_losses(model, wrapped, x, recipe.quantizer, fabric)
+                losses = generator_losses(model, wrapped, x, recipe.quantizer, fabric, others=recipe.others_weight > 0)
             rising = min(1.0, step / max(1.0, recipe.warmup * recipe.steps))
             loss = (
                 losses.faithfulness
                 + rising * recipe.sparsity_weight * losses.density
                 + recipe.class_weight * losses.class_relevance
                 + recipe.auxiliary_weight * losses.auxiliary
+                + recipe.others_weight * losses.others
             )
             optimiser.zero_grad()
             fabric.backward(loss)
