@@ -50,15 +50,15 @@ class GeneratorRecipe:
 
     Example:
         >>> GeneratorRecipe(steps=10).sparsity_weight
-        4.0
+        20.0
     """
 
-    steps: int = 1_000
+    steps: int = 200
     batch_size: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-4
-    sparsity_weight: float = 4.0
-    class_weight: float = 0.1
+    sparsity_weight: float = 20.0
+    class_weight: float = 0.05
     auxiliary_weight: float = 0.1
     others_weight: float = 0.0
     warmup: float = 0.3
