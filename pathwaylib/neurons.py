@@ -201,6 +201,11 @@ def run(model: nn.Module, x: Tensor, visitor: Visitor, within: AbstractContextMa
             f"no ReLU, ReLU6 or leaky ReLU call was seen while {type(model).__name__} ran; traced, scripted or "
             "compiled networks hide theirs (pass the original module), and other activations have no sites"
         )
+    return _checked_logits(model, x, logits)
+
+
+def _checked_logits(model: nn.Module, x: Tensor, logits: object) -> Tensor:
+    """Return what ``model`` returned for ``x`` if it is finite logits."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise PathwayError(
@@ -441,13 +446,16 @@ def resolve_target(logits: Tensor, target: Target = None) -> Tensor:
 def targets_of(model: nn.Module, x: Tensor, target: Target = None, batch_size: int | None = None) -> Tensor:
     """Run ``model`` in batches and return the target of each input, as :func:`resolve_target` does.
 
+    The network may be any: it is not observed.
+
     Raises:
-        PathwayError: as :func:`observe`, or if a target is out of range.
+        PathwayError: if ``model`` or ``x`` cannot be used, or a target is out of range.
     """
     check_model(model, x)
     with torch.no_grad():
         parts = x.detach().split(batch_size or len(x))
-        logits = torch.cat([run(model, part, lambda site, z: site.function(z)) for part in parts])
+        # A network may change its input in place, hence the clone.
+        logits = torch.cat([_checked_logits(model, part, model(part.clone())) for part in parts])
     return resolve_target(logits, target)
 
 

@@ -290,6 +290,14 @@ def test_times_input_and_pathway_gradient() -> None:
     assert torch.equal(times_input(own)(model, x, target), own(model, x, target) * x)
 
 
+def test_a_network_without_relu_has_a_gradient_too() -> None:
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
+    x = torch.rand(4, 3, 2, 2, requires_grad=True)
+    found = explain(explainers()["gradient"], smooth, x, [0, 1, 2, 0], batch_size=3)
+    response = smooth(x)[torch.arange(4), torch.tensor([0, 1, 2, 0])].sum()
+    torch.testing.assert_close(found, torch.autograd.grad(response, x)[0])
+
+
 def test_a_bar_over_batches(capsys: pytest.CaptureFixture[str]) -> None:
     model, x = small_vgg(), images(3)
     explain(explainers()["centre"], model, x)
