@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 from .attribution import PathwayGradient
 from .errors import PathwayError, require_at_least_one
+from .evaluation.pathways import pathway_logits
+from .generator.transfer import class_pathways
 from .linearity import linear_pieces
 from .neurons import Target, masked, observe, per_input, resolve_target, response, targets_of
 from .pathway import Pathway
@@ -36,8 +38,9 @@ _MAX_SIDE = 32  # larger maps are averaged down to it, so that large networks gi
 class InteractiveFigure:
     r"""A self-contained interactive figure, shown by Jupyter as HTML.
 
-    Built by :func:`pathway_figure`, :func:`neuron_figure` and :func:`line_figure`. Its root element has the class
-    ``pathwaylib-figure`` and, as key, a hash of its content, so that the same figure always gives the same HTML.
+    Built by :func:`pathway_figure`, :func:`neuron_figure`, :func:`line_figure` and :func:`class_figure`. Its root
+    element has the class ``pathwaylib-figure`` and, as key, a hash of its content, so that the same figure always gives
+    the same HTML.
 
     Args:
         name: which script draws it, a file in ``pathwaylib/web``.
@@ -328,6 +331,79 @@ def _walk(
     values = torch.cat(responses)
     slopes = values.diff() / ends.diff()
     return {"ends": _rounded(ends), "values": _rounded(values - values[0]), "slopes": _rounded(slopes)}
+
+
+def class_figure(
+    model: nn.Module,
+    frequencies: tuple[Tensor, ...],
+    sites: tuple[str, ...],
+    inputs: Mapping[str, Tensor],
+    *,
+    shares: Sequence[float] = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
+    class_names: Sequence[str] | None = None,
+) -> InteractiveFigure:
+    """Build a figure with a choice of class and a slider for τ: the class-relevant pathway, and what it does to inputs.
+
+    A kind of input is the class's own where the whole network calls most of its members so.
+
+    Args:
+        model: a network in eval mode.
+        frequencies: per site, ``(K, ...)``, from :func:`pathwaylib.class_frequencies`.
+        sites: names of the sites.
+        inputs: images ``(B, C, H, W)`` by kind, such as those of one class, or noise.
+        shares: the slider's steps, each τ in (0, 1].
+        class_names: a name per class; numbers if left out.
+
+    Raises:
+        PathwayError: if there are no inputs or shares, or an argument does not fit the network.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+        >>> class_figure(net, (torch.rand(2, 5),), ("relu_0",), {"noise": torch.rand(8, 4)})
+        InteractiveFigure('classes': Class-relevant pathways of 2 classes, and what they make of 8 images.)
+    """
+    if not inputs or not shares:
+        raise PathwayError("give at least one kind of input and one share, for example {'noise': images} and [0.3]")
+    images = torch.cat(list(inputs.values()))
+    counts = [len(part) for part in inputs.values()]
+    whole = pathway_logits(model, images, None, 256)
+    names = _class_names(class_names, whole.shape[1])
+    if len(frequencies[0]) != len(names):
+        raise PathwayError(f"frequencies of {len(frequencies[0])} classes for a network of {len(names)} classes")
+    steps = [class_pathways(frequencies, sites, share=share) for share in shares]
+
+    def of_class(pathways: Pathway, number: int) -> dict[str, object]:
+        pathway = pathways[number]
+        logits = pathway_logits(model, images, pathway, 256)
+        kinds = zip(whole.split(counts), logits.split(counts), strict=True)
+        return {
+            "kept": int(pathway.sizes),
+            "sites": [round(float(mask.float().mean()), 4) for mask in pathway.masks],
+            "inputs": [_called(before, inside, number) for before, inside in kinds],
+        }
+
+    data = {
+        "classes": names,
+        "shares": [float(share) for share in shares],
+        "first": min(2, len(shares) - 1),
+        "neurons": steps[0].neurons,
+        "sites": list(sites),
+        "inputs": list(inputs),
+        "pathways": [[of_class(pathways, number) for pathways in steps] for number in range(len(names))],
+    }
+    about = f"Class-relevant pathways of {len(names)} classes, and what they make of {len(images)} images."
+    return InteractiveFigure("classes", data, about)
+
+
+def _called(whole: Tensor, inside: Tensor, number: int) -> dict[str, object]:
+    """Return what a network makes of one kind of input, without a pathway and inside that of a class."""
+    return {
+        "inside": round(float(inside.softmax(1)[:, number].mean()), 3),
+        "whole": round(float(whole.softmax(1)[:, number].mean()), 3),
+        "called": round(float((inside.argmax(1) == number).float().mean()), 4),
+        "own": bool((whole.argmax(1) == number).float().mean() > 0.5),
+        "count": len(whole),
+    }
 
 
 def _only_target(model: nn.Module, x: Tensor, target: Target) -> Tensor:

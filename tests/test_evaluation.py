@@ -16,15 +16,18 @@ from pathwaylib import (
     NeuronMCT,
     Pathway,
     PathwayError,
+    blind,
     bootstrap_interval,
     class_overlap,
     class_similarity,
     confidence,
     dead_share,
+    load_model,
     masked,
     method_similarity,
     observe,
     pairwise_iou,
+    planted,
     prediction_kept,
 )
 from pathwaylib.evaluation import pathways as pathways_module
@@ -99,6 +102,19 @@ def test_confidence_is_the_softmax_of_the_whole_networks_class(net: nn.Sequentia
     # Without neuron 0 the logits are (0, 1), and the class is still 0.
     assert confidence(net, x, pathway("01")).item() == pytest.approx(1 / (1 + np.e))
     assert confidence(net, x, pathway("01"), target=1).item() == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+@pytest.mark.parametrize(("name", "cut"), [("planted-cnn", True), ("cifar10-resnet8", False)])
+def test_an_empty_site_cuts_a_chain_and_not_a_residual_network(name: str, cut: bool) -> None:
+    model, x = load_model(name), planted(6, seed=3)[:6][0]
+    whole = NeuronMCT(0.5)(model, x)
+    assert not blind(model, x, whole, batch_size=4).any()
+    gap = Pathway(tuple(mask & (index != 1) for index, mask in enumerate(whole.masks)), whole.sites, whole.targets)
+    assert blind(model, x, gap).tolist() == [cut] * 6
+    with torch.no_grad(), masked(gap[0]):
+        answers = model(x)
+    assert bool((answers == answers[0]).all()) == cut  # one pathway: the same answer, whatever the input
+    assert blind(model, x, gap[0]).tolist() == [cut] * 6
 
 
 def test_wrong_sizes_are_answered(net: nn.Sequential) -> None:

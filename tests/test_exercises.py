@@ -16,9 +16,21 @@ import pytest
 import torch
 from scipy.stats import t, ttest_ind
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pathwaylib
-from pathwaylib import Contributions, NeuronMCT, Pathway, exercises, integrated_gradients, masked, observe, taylor
+from pathwaylib import (
+    Contributions,
+    NeuronMCT,
+    Pathway,
+    StraightThroughQuantizer,
+    divergence,
+    exercises,
+    integrated_gradients,
+    masked,
+    observe,
+    taylor,
+)
 from pathwaylib.exercises import Verdict
 
 CHAPTERS = sorted((Path(__file__).parents[1] / "book").glob("*.ipynb"))
@@ -455,6 +467,28 @@ def dense(*weights: list[list[float]], biases: list[list[float]] | None = None) 
     return nn.Sequential(*layers[:-1]).eval(), torch.ones(1, len(weights[0][0]))
 
 
+def two_inputs(weight: list[list[float]], bias: list[float]) -> tuple[nn.Module, Tensor]:
+    """A network of one hidden layer whose classes take turns in reading its neurons, and one input of each class."""
+    first, second = nn.Linear(2, len(weight)), nn.Linear(len(weight), 2)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor(weight))
+        first.bias.copy_(torch.tensor(bias))
+        second.weight.copy_(torch.eye(2).repeat(1, len(weight) // 2))
+        second.bias.zero_()
+    return nn.Sequential(first, nn.ReLU(), second).eval(), torch.eye(2)
+
+
+def of_others(whole: Tensor, target: int, happened: Tensor) -> Tensor:
+    return happened[whole.argmax(1) != target].float().mean()
+
+
+def turned_divergence(model: nn.Module, x: Tensor, pathway: Pathway, order: Tensor) -> Tensor:
+    whole = model(x[order]).log_softmax(1)
+    with masked(pathway):
+        inside = model(x[order]).log_softmax(1)
+    return nn.functional.kl_div(whole, inside, reduction="batchmean", log_target=True)
+
+
 def half_reader(
     left: list[float], right: float = 0.0, *, scales: list[float] | None = None, offsets: list[float] | None = None
 ) -> Callable[[Tensor], nn.Module]:
@@ -536,6 +570,43 @@ def student(n: int) -> float:
 def independent_difference(first: Tensor, second: Tensor) -> tuple[float, float, float]:
     found = ttest_ind(first, second)
     return (float((first - second).mean()), *map(float, found.confidence_interval(0.95)))
+
+
+def embedding(
+    maps: Tensor, weight: Tensor, side: int, shape: Callable[[Tensor], Tensor] = F.gelu, size: Callable[..., int] = max
+) -> list[Tensor]:
+    found = [maps]
+    while size(found[-1].shape[2:]) > side:
+        found.append(shape(F.conv2d(found[-1], weight, stride=2, padding=1, groups=maps.shape[1])))
+    return found
+
+
+def soft_bits(
+    v: Tensor, gamma: float, sharpest: float, gap_of: Callable[[Tensor], Tensor] = torch.detach, low: float = 1e-9
+) -> Tensor:
+    gap = 2 * v.sigmoid() - 1
+    beta = (gamma / gap_of(gap).abs().clamp(min=low)).clamp(max=sharpest)
+    edge = torch.tensor(gamma, dtype=v.dtype).sigmoid()
+    return ((beta * gap).sigmoid() - 1 + edge) / (2 * edge - 1)
+
+
+def class_term(masks: Tensor, classes: Tensor, own: bool = False, none: float = 0.0) -> Tensor:
+    both, size = masks @ masks.T, masks.sum(1)
+    pairs = (classes[:, None] == classes) & (~torch.eye(len(masks), dtype=torch.bool) | own)
+    ious = both / (size[:, None] + size - both)
+    if own:
+        ious = ious.clone().fill_diagonal_(0) + (masks**2).sum(1).div((2 * masks - masks**2).sum(1)).diag()
+    return 1 - ious[pairs].mean() if bool(pairs.any()) else torch.tensor(none)
+
+
+def class_code(model: nn.Module, first: bool = False, turned: bool = False) -> Pathway:
+    """Let the channels of the last site that speak for a class say it, whatever the image."""
+    seen = observe(model, torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    masks = [torch.full((10, *a.shape[1:]), first) for a in seen.post]
+    weights = model[-1].weight.detach()  # type: ignore[index]
+    speaks = weights > (weights.sum(0) - weights) / 9
+    masks[-1] = (speaks ^ turned)[:, :, None, None].expand_as(masks[-1])
+    return Pathway(tuple(masks), seen.sites)
 
 
 def equal_pixels(pixels: int, correlation: float) -> tuple[Tensor, Tensor]:
@@ -866,6 +937,103 @@ MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
     (exercises.check_free_removal, lambda: (torch.ones(2), torch.ones(3, 3)), "give (n,) and (n, n)"),
     (exercises.check_free_removal, lambda: torch.ones(3), "two things"),
     (exercises.check_free_removal, lambda: (["a"], [["b"]]), "lists of numbers"),
+    (exercises.check_embedding, lambda maps, weight, side: [maps], "only the given maps"),
+    (exercises.check_embedding, lambda *given: embedding(*given)[-1:], "only the last maps"),
+    (exercises.check_embedding, lambda *given: embedding(*given)[::-1], "turned round"),
+    (exercises.check_embedding, lambda *given: embedding(*given, shape=torch.relu), "use F.gelu"),
+    (exercises.check_embedding, lambda *given: embedding(*given, shape=torch.clone), "a GELU is missing"),
+    (exercises.check_embedding, lambda *given: embedding(*given, size=min), "both must be"),
+    (exercises.check_embedding, lambda maps, weight, side: embedding(maps, weight, side - 1), "once too often"),
+    (exercises.check_embedding, lambda maps, weight, side: embedding(maps, weight[:1], side), "raised"),
+    (exercises.check_quantizer, lambda v, gamma, sharpest: (v > 0).double(), "no gradient comes back"),
+    (exercises.check_quantizer, lambda *given: soft_bits(*given, gap_of=torch.clone), "through the sharpness"),
+    (
+        exercises.check_quantizer,
+        lambda v, gamma, sharpest: ((gamma / v.tanh().detach().abs()).clamp(max=sharpest) * v).sigmoid(),
+        "of the values are wrong",
+    ),
+    (
+        exercises.check_quantizer,
+        lambda v, gamma, sharpest: (
+            (gamma / (2 * v.sigmoid() - 1).detach().abs()).clamp(max=sharpest) * (2 * v.sigmoid() - 1)
+        ).sigmoid(),
+        "do not reach 0 and 1",
+    ),
+    (exercises.check_quantizer, lambda v, gamma, sharpest: soft_bits(v, gamma, float("inf")), "no upper end"),
+    (exercises.check_quantizer, lambda v, *_: StraightThroughQuantizer()(v), "this is straight-through"),
+    (exercises.check_quantizer, lambda v, *_: v.sigmoid(), "plain sigmoid"),
+    (exercises.check_quantizer, lambda v, *_: soft_bits(v, 2.0, 40.0).sum(), "must be"),
+    (exercises.check_class_term, lambda *given: 1 - class_term(*given), "the term is 1 minus it"),
+    (exercises.check_class_term, lambda *given: class_term(*given, own=True), "leave those pairs out"),
+    (exercises.check_class_term, lambda *given: class_term(*given, none=1.0), "the term is 0"),
+    (exercises.check_class_term, lambda *given: class_term(*given, none=float("nan")), "NaN"),
+    (exercises.check_class_term, lambda masks, classes: class_term(masks, 0 * classes), "only those of one class"),
+    (exercises.check_code, lambda model: class_code(model, first=True), "no image gets through"),
+    (exercises.check_code, lambda model: class_code(model, turned=True), "Keep the channels that speak"),
+    (exercises.check_code, lambda model: class_code(model)[:3], "of ten entries"),
+    (exercises.check_code, lambda model: torch.ones(10), "of ten entries"),
+    (exercises.check_forcing_rate, lambda inside, whole, t: (inside.argmax(1) == t).float().mean(), "Leave them out"),
+    (
+        exercises.check_forcing_rate,
+        lambda inside, whole, t: ((inside.argmax(1) == t) & (whole.argmax(1) != t)).float().mean(),
+        "divide by those",
+    ),
+    (
+        exercises.check_forcing_rate,
+        lambda inside, whole, t: of_others(whole, t, inside.argmax(1) != whole.argmax(1)),
+        "a third class",
+    ),
+    (
+        exercises.check_forcing_rate,
+        lambda inside, whole, t: of_others(whole, t, inside.argmax(1) == whole.argmax(1)),
+        "the opposite",
+    ),
+    (
+        exercises.check_class_relevant,
+        lambda masks, predicted, number, share: masks.float().mean(0) >= share,
+        "those of the class first",
+    ),
+    (
+        exercises.check_class_relevant,
+        lambda masks, predicted, number, share: masks[predicted == number].float().mean(0) > share,
+        "not more than",
+    ),
+    (
+        exercises.check_class_relevant,
+        lambda masks, predicted, number, share: masks[predicted == number].sum(0) >= share * len(masks),
+        "by the members",
+    ),
+    (exercises.check_class_relevant, lambda masks, predicted, c, share: masks[predicted == c].any(0), "any pathway"),
+    (exercises.check_class_relevant, lambda masks, predicted, c, share: masks[predicted == c].all(0), "pathways of"),
+    (exercises.check_others_loss, lambda model, x, p, order: divergence(model, x, p).mean(), "its own input: run"),
+    (exercises.check_others_loss, lambda model, x, p, order: divergence(model, x, p[order]).mean(), "moved the masks"),
+    (
+        exercises.check_others_loss,
+        lambda model, x, p, order: divergence(model, x[order], p[order]).mean(),  # the same mean as without order
+        "meets its own input",
+    ),
+    (exercises.check_others_loss, lambda model, x, p, order: divergence(model, x[order], p).sum(), "the sum"),
+    (
+        exercises.check_others_loss,
+        lambda model, x, p, order: divergence(model, x[order], p).mean() / 4,
+        "sum over the classes",
+    ),
+    (exercises.check_others_loss, turned_divergence, "the other way round"),
+    (
+        exercises.check_deciding_pattern,
+        lambda: two_inputs([[1.0, -1.0], [-1.0, 1.0]], [0.5, 0.5]),
+        "does no kept neuron",
+    ),
+    (exercises.check_deciding_pattern, lambda: two_inputs([[1.0, -1.0], [-1.0, 1.0]], [1.8, 0.0]), "there is nothing"),
+    (
+        exercises.check_deciding_pattern,
+        lambda: two_inputs([[-1.0, 1.0], [1.0, -1.0]], [1.0, 1.0]),
+        "class 0 and class 1",
+    ),
+    (exercises.check_deciding_pattern, lambda: two_inputs([[1.0, 0.0], [0.0, 1.0]] * 60, [0.0] * 120), "120 neurons"),
+    (exercises.check_deciding_pattern, lambda: (dense([[1.0]])[0], torch.full((2, 1), 2.0)), "from 0 to 1"),
+    (exercises.check_deciding_pattern, lambda: dense([[1.0]], [[1.0]])[0], "two things"),
+    (exercises.check_deciding_pattern, lambda: (dense([[1.0]], [[1.0]])[0], torch.ones(2, 3)), "could not be run"),
 ]
 
 

@@ -36,7 +36,16 @@ def test_train_subjects_stores_a_network_and_resumes(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "experiment",
-    ["critical_pathways", "linear_regions", "faithfulness", "roar", "sanity_checks", "planted_truth", "generators"],
+    [
+        "critical_pathways",
+        "linear_regions",
+        "faithfulness",
+        "roar",
+        "sanity_checks",
+        "planted_truth",
+        "generators",
+        "forcing",
+    ],
 )
 def test_an_experiment_runs_in_its_quick_profile(experiment: str, tmp_path: Path) -> None:
     papermill.execute_notebook(

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from pathwaylib import ActiveNeurons, NeuronMCT, Pathway, PathwayError, confidence, load_model, masked, planted
-from pathwaylib.evaluation.forcing import confidence_drop, divergence, forced, increased, strange_inputs
+from pathwaylib.evaluation.forcing import (
+    confidence_drop,
+    decided_by,
+    divergence,
+    forced,
+    increased,
+    strange_inputs,
+)
 
 MODEL = load_model("planted-cnn")
 X = planted(24, seed=11)[:24][0]
@@ -107,3 +114,62 @@ def test_restricted_to_all_sites_is_the_pathway_and_to_none_the_network() -> Non
     assert torch.equal(confidence(MODEL, X, pathway.restrict([])), confidence(MODEL, X))
     with pytest.raises(PathwayError, match="sites 0 to"):
         pathway.restrict([sites])
+
+
+def of_switch(*rows: list[int]) -> Pathway:
+    return Pathway((torch.tensor(rows).bool(),), ("relu_0",))
+
+
+def test_who_decides_in_a_network_where_it_is_known() -> None:
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.5, 0.1]])
+    # Seeing neurons out: the input cannot matter. Always-on neurons the same in all pathways: nothing else can.
+    blind = decided_by(Switch().eval(), x, of_switch([0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 1, 1]))
+    assert blind.pathway.value == pytest.approx(1)
+    assert blind.input.value == pytest.approx(0, abs=1e-12)
+    fixed = decided_by(Switch().eval(), x, of_switch([1, 1, 1, 0], [1, 1, 1, 0]))
+    assert fixed.input == pytest.approx((1, 1, 1))
+    assert fixed.pathway == pytest.approx((0, 0, 0), abs=1e-12)
+    # Each adds its part to the difference of the two logits: 5 or -5 by the pathway, 1, -2 or 0.4 by the input.
+    sums = decided_by(Switch().eval(), x, of_switch([1, 1, 1, 0], [1, 1, 0, 1]))
+    by_input = torch.tensor([1.0, -2.0, 0.4]).var(unbiased=False)
+    assert sums.input.value == pytest.approx(float(by_input / (by_input + 25)), rel=1e-5)
+    assert sums.both.value == pytest.approx(0, abs=1e-12)
+    # One neuron sees x0, in one pathway only: half of what varies takes both to know.
+    gate = decided_by(Switch().eval(), torch.tensor([[1.0, 0.0], [3.0, 0.0]]), of_switch([1, 0, 0, 0], [0, 0, 0, 0]))
+    assert gate.pathway.value == pytest.approx(4 / 6)
+    assert [gate.input.value, gate.both.value] == pytest.approx([1 / 6, 1 / 6])
+
+
+def test_who_decides_against_a_loop() -> None:
+    pathway, inputs = NeuronMCT(0.9)(MODEL, X[:5]), X[5:12]
+    logits = torch.zeros(5, 7, MODEL(X[:1]).shape[1], dtype=torch.float64)
+    with torch.no_grad():
+        for row in range(5):
+            for column in range(7):
+                with masked(pathway[row]):
+                    found = MODEL(inputs[column : column + 1]).double()[0]
+                logits[row, column] = found - found.mean()
+    grand = logits.mean((0, 1))
+    rows, columns = logits.mean(1) - grand, logits.mean(0) - grand
+    rest = logits - grand - rows[:, None] - columns
+    parts = torch.stack([7 * (rows**2).sum(), 5 * (columns**2).sum(), (rest**2).sum()])
+    found = decided_by(MODEL, inputs, pathway)
+    assert [part.value for part in found] == pytest.approx((parts / parts.sum()).tolist(), abs=1e-6)
+    assert all(part.low <= part.value <= part.high for part in found)
+    assert all(part.low < part.high for part in found)
+    assert decided_by(MODEL, inputs, pathway) == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pathway": of_switch([1, 1, 1, 1])}, "1 pathways and 3 inputs"),
+        ({"x": torch.ones(1, 2)}, "2 pathways and 1 inputs"),
+        ({"pathway": of_switch([0, 0, 1, 0], [0, 0, 1, 0])}, "the same in all runs"),
+        ({"resamples": 0}, "resamples is 0"),
+    ],
+)
+def test_who_decides_needs_something_to_vary(arguments: dict[str, object], message: str) -> None:
+    given = {"x": torch.rand(3, 2), "pathway": of_switch([1, 1, 1, 0], [1, 1, 0, 1])}
+    with pytest.raises(PathwayError, match=message):
+        decided_by(Switch().eval(), **{**given, **arguments})  # type: ignore[arg-type]

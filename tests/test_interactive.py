@@ -20,6 +20,7 @@ from pathwaylib import (
     PathwayError,
     PathwayGradient,
     ablation,
+    class_pathways,
     first_kink,
     integrated_gradients,
     line_figure,
@@ -29,6 +30,7 @@ from pathwaylib import (
     pathway_figure,
     taylor,
 )
+from pathwaylib.interactive import class_figure
 
 SPARSITIES = [0.0, 0.5, 0.9]
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1200, "height": 900}
@@ -364,6 +366,114 @@ def test_neuron_figure_fits_and_is_legible(
     for curve in (".alone", ".along", ".tangent"):
         ink = page.evaluate(f"getComputedStyle(document.querySelector('svg {curve}')).stroke")
         assert contrast(ink, paper) >= 3, curve
+    page.close()
+
+
+# --- class-relevant pathways ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classes(model: nn.Module, images: torch.Tensor) -> InteractiveFigure:
+    frequencies, sites = frequencies_of(model, images)
+    inputs = {"photographs <i>": images, "grey": torch.full((3, 3, 12, 12), 0.5)}
+    names = ["cat", "<b>dog</b>", "</script>"]
+    return class_figure(model, frequencies, sites, inputs, shares=[0.2, 0.5, 0.8], class_names=names)
+
+
+def frequencies_of(model: nn.Module, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
+    seen = pathwaylib.observe(model, images)
+    draws = torch.Generator().manual_seed(3)
+    return tuple(torch.rand(3, *a.shape[1:], generator=draws) for a in seen.post), seen.sites
+
+
+def test_class_figure_holds_what_the_network_says_inside_each_pathway(
+    model: nn.Module, images: torch.Tensor, classes: InteractiveFigure
+) -> None:
+    frequencies, sites = frequencies_of(model, images)
+    kinds = {"photographs <i>": images, "grey": torch.full((3, 3, 12, 12), 0.5)}
+    assert classes.data["inputs"] == list(kinds)
+    for number, steps in enumerate(classes.data["pathways"]):
+        for share, shown in zip((0.2, 0.5, 0.8), steps, strict=True):
+            pathway = class_pathways(frequencies, sites, share=share)[number]
+            assert shown["kept"] == int(pathway.sizes)
+            assert shown["sites"] == pytest.approx([float(m.float().mean()) for m in pathway.masks], abs=6e-5)
+            for found, part in zip(shown["inputs"], kinds.values(), strict=True):
+                with torch.no_grad(), masked(pathway):
+                    inside = model(part)
+                with torch.no_grad():
+                    whole = model(part)
+                assert found["inside"] == pytest.approx(float(inside.softmax(1)[:, number].mean()), abs=6e-4)
+                assert found["whole"] == pytest.approx(float(whole.softmax(1)[:, number].mean()), abs=6e-4)
+                assert found["called"] == pytest.approx(float((inside.argmax(1) == number).float().mean()), abs=6e-5)
+                assert found["count"] == len(part)
+                assert found["own"] == bool((whole.argmax(1) == number).sum() * 2 > len(part))
+    assert any(found["own"] for steps in classes.data["pathways"] for found in steps[0]["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inputs": {}}, "at least one kind of input"),
+        ({"shares": []}, "and one share"),
+        ({"shares": [0.0]}, "share is 0.0"),
+        ({"frequencies": (torch.rand(2, 6, 10, 10),)}, "frequencies of 2 classes for a network of 3"),
+        ({"class_names": ["one"]}, "1 class names for a network of 3"),
+    ],
+)
+def test_wrong_class_figures_are_answered(
+    model: nn.Module, images: torch.Tensor, arguments: dict[str, object], message: str
+) -> None:
+    frequencies, sites = frequencies_of(model, images)
+    given = {"frequencies": frequencies, "sites": sites, "inputs": {"photographs": images}}
+    with pytest.raises(PathwayError, match=message):
+        class_figure(model, **{**given, **arguments})  # type: ignore[arg-type]
+
+
+@pytest.mark.browser
+def test_choosing_a_class_and_a_share_by_keyboard(browser: Browser, classes: InteractiveFigure, tmp_path: Path) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    seen = Seen(page)
+    page.goto(page_of(classes, tmp_path))
+    root = page.locator(".pathwaylib-figure")
+    slider = page.get_by_role("slider", name="τ")
+    assert slider.get_attribute("aria-valuetext") == "τ 0.8"  # the last of its three steps
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "τ 0.2"
+    page.get_by_role("combobox", name="Class").select_option(index=1)
+    shown = classes.data["pathways"][1][0]
+    assert f"Class <b>dog</b>, τ = 0.2: {shown['kept']} of {classes.data['neurons']}" in root.inner_text()
+    widths = root.locator(".bar span").evaluate_all("spans => spans.map(span => parseFloat(span.style.width))")
+    expected = [*shown["sites"], *(found["inside"] for found in shown["inputs"])]
+    assert widths == pytest.approx([100 * share for share in expected], abs=0.01)
+    marks = root.locator(".bar i").evaluate_all("marks => marks.map(mark => parseFloat(mark.style.left))")
+    assert marks == pytest.approx([100 * found["whole"] for found in shown["inputs"]], abs=0.01)
+    before = root.locator(".now").inner_text()
+    assert "Called <b>dog</b> inside the pathway" in before
+    assert root.locator("b b").count() == 0  # a class name is text
+    slider.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "τ 0.5"
+    assert root.locator(".kept").inner_text().startswith("Class <b>dog</b>, τ = 0.5")
+    assert seen.complaints == []
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []
+    page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_class_figure_fits_and_is_legible(
+    browser: Browser, classes: InteractiveFigure, tmp_path: Path, theme: str, viewport: dict[str, int]
+) -> None:
+    page = browser.new_page(viewport=viewport)
+    page.goto(page_of(classes, tmp_path, attributes=f'data-theme="{theme}"'))
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= viewport["width"]
+    paper = page.evaluate("getComputedStyle(document.querySelector('.pathwaylib-figure')).backgroundColor")
+    for query in (".note", ".now", ".kept", ".rows", "select"):
+        ink = page.evaluate(f"getComputedStyle(document.querySelector('{query}')).color")
+        assert contrast(ink, paper) >= 4.5, query
+    for query in (".bar span", ".bar i"):
+        fill = page.evaluate(f"getComputedStyle(document.querySelector('{query}')).backgroundColor")
+        assert contrast(fill, paper) >= 3, query
     page.close()
 
 

@@ -14,7 +14,9 @@ from .fills import (
     noisy_linear,
 )
 from .forcing import (
+    Decided,
     confidence_drop,
+    decided_by,
     divergence,
     forced,
     increased,
@@ -30,6 +32,7 @@ from .localisation import (
 )
 from .pathways import (
     ClassOverlap,
+    blind,
     class_overlap,
     class_similarity,
     confidence,
@@ -68,6 +71,7 @@ from .statistics import (
 __all__ = [
     "SIMILARITIES",
     "ClassOverlap",
+    "Decided",
     "Degradation",
     "Interval",
     "Localisation",
@@ -78,6 +82,7 @@ __all__ = [
     "SanityCheck",
     "SensitivityN",
     "Similarity",
+    "blind",
     "blurred",
     "bootstrap_interval",
     "class_overlap",
@@ -85,6 +90,7 @@ __all__ = [
     "confidence",
     "confidence_drop",
     "dead_share",
+    "decided_by",
     "degradation",
     "degraded",
     "divergence",

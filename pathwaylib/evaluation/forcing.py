@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import PathwayError, require_choice
+from ..errors import PathwayError, require_at_least_one, require_choice
 from ..pathway import Pathway
 from .pathways import confidence, pathway_logits
+from .statistics import Interval
 
 Strange = Literal["other class", "noise", "grey", "shuffled"]
 
@@ -135,6 +138,82 @@ def forced(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 2
         raise PathwayError("the pathway names no targets; select it with a selector, or set Pathway(..., targets=...)")
     called = pathway_logits(model, x, pathway, batch_size).argmax(1)
     return called == pathway.targets.to(called.device)
+
+
+class Decided(NamedTuple):
+    """Who decides what a network says inside pathways: shares of the variance of its logits, which sum to 1.
+
+    Attributes:
+        pathway: what the choice of the pathway decides, whatever the input.
+        input: what the choice of the input decides, whatever the pathway.
+        both: what takes both to know.
+    """
+
+    pathway: Interval
+    input: Interval
+    both: Interval
+
+
+def decided_by(
+    model: nn.Module, x: Tensor, pathway: Pathway, *, resamples: int = 200, seed: int = 0, batch_size: int = 256
+) -> Decided:
+    """Run every input inside every pathway, and split the variance of the logits: pathway, input, or both together.
+
+    The forcing rate counts which class wins. This looks at all that the network says: with a share of 1 for the
+    pathway it is the same for every input. A constant is taken off each run's logits, which the softmax does not see.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``, best other ones than those the pathways were selected on.
+        pathway: A pathways; A times B inputs are run.
+        resamples: draws of pathways and of inputs, with replacement, for the 95 % intervals.
+        seed: of the draws.
+        batch_size: inputs to run at once.
+
+    Raises:
+        PathwayError: if there are fewer than two pathways or inputs, if the network says the same in all runs, or as
+            :func:`pathwaylib.prediction_kept`.
+
+    Equation: with y(P, x) the logits less their mean over classes, y = ȳ + α(P) + β(x) + γ(P, x); the shares of
+    Σ‖α‖², Σ‖β‖² and Σ‖γ‖² in Σ‖y − ȳ‖².
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> everything = Pathway((torch.ones(2, 3, dtype=torch.bool),), ("relu_0",))
+        >>> found = decided_by(net, torch.rand(4, 2), everything)  # the pathways are equal: the input decides
+        >>> round(found.pathway.value, 6), round(found.input.value, 6), round(found.both.value, 6)
+        (0.0, 1.0, 0.0)
+    """
+    require_at_least_one(resamples=resamples)
+    if min(len(pathway), len(x)) < 2:
+        raise PathwayError(f"{len(pathway)} pathways and {len(x)} inputs; give at least two of each")
+    runs = [pathway_logits(model, x, pathway[row], batch_size) for row in range(len(pathway))]
+    logits = torch.stack(runs).double().cpu().numpy()
+    logits -= logits.mean(2, keepdims=True)
+    value = _variance_shares(logits)
+    generator = np.random.default_rng(seed)
+    draws = []
+    for _ in range(resamples):
+        rows, columns = (generator.integers(size, size=size) for size in logits.shape[:2])
+        drawn = logits[rows][:, columns]
+        if np.ptp(drawn, (0, 1)).any():
+            draws.append(_variance_shares(drawn))
+    low, high = np.quantile(draws or [value], (0.025, 0.975), 0)
+    # A draw with replacement repeats rows and columns; that shifts small shares a little.
+    return Decided(
+        *(Interval(float(v), float(min(v, a)), float(max(v, b))) for v, a, b in zip(value, low, high, strict=True))
+    )
+
+
+def _variance_shares(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the shares of rows, columns and both in the variance of ``(rows, columns, classes)``."""
+    varied = logits - logits.mean((0, 1))
+    total = (varied**2).sum()
+    if not total:
+        raise PathwayError("the network says the same in all runs; give other pathways or inputs")
+    row = (varied.mean(1) ** 2).sum() * logits.shape[1] / total
+    column = (varied.mean(0) ** 2).sum() * logits.shape[0] / total
+    return np.array([row, column, max(0.0, 1 - row - column)])
 
 
 def strange_inputs(x: Tensor, classes: Tensor, kind: Strange, *, generator: torch.Generator | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import PathwayError, require_at_least_one
-from ..neurons import Activations, Target, check_model, masked, response
+from ..neurons import Activations, Target, check_model, frozen, masked, response
 from ..pathway import Pathway
 from .statistics import Interval, bootstrap_interval
 
@@ -52,10 +52,7 @@ def dead_share(pathway: Pathway, activations: Activations | Pathway) -> Tensor:
 
 def pathway_logits(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_size: int) -> Tensor:
     """Run the pathway network, or the whole network, batch by batch; return the logits ``(B, K)``."""
-    check_model(model, x)
-    require_at_least_one(batch_size=batch_size)
-    if pathway is not None and len(pathway) not in (1, len(x)):
-        raise PathwayError(f"the pathway holds {len(pathway)} inputs, the batch {len(x)}; give as many, or one for all")
+    _check_inputs(model, x, pathway, batch_size)
     parts: list[Tensor] = []
     with torch.no_grad():
         for start in range(0, len(x), batch_size):
@@ -66,6 +63,13 @@ def pathway_logits(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_s
             with masked(pathway if len(pathway) == 1 else pathway[chosen]):
                 parts.append(model(x[chosen]))
     return torch.cat(parts)
+
+
+def _check_inputs(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_size: int) -> None:
+    check_model(model, x)
+    require_at_least_one(batch_size=batch_size)
+    if pathway is not None and len(pathway) not in (1, len(x)):
+        raise PathwayError(f"the pathway holds {len(pathway)} inputs, the batch {len(x)}; give as many, or one for all")
 
 
 def prediction_kept(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 256) -> Tensor:
@@ -127,6 +131,47 @@ def confidence(
     if target is None and pathway is not None:
         target = pathway_logits(model, x, None, batch_size).argmax(1)
     return response(pathway_logits(model, x, pathway, batch_size).softmax(1), target)
+
+
+def blind(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 64) -> Tensor:
+    """Tell for each input whether the pathway network gives its answer without seeing it.
+
+    A pathway that keeps no neuron at some site of a plain chain of layers is cut: behind the gap the network computes
+    with its biases alone, and says the same whatever it is shown. It may keep the prediction all the same, as the
+    choice of neurons behind the gap can spell a class. Here an input counts as unseen if no small change of it changes
+    any logit.
+
+    Args:
+        model: a network in eval mode.
+        x: images ``(B, ...)``.
+        pathway: one pathway per input, or one for all.
+        batch_size: inputs to run at once.
+
+    Returns:
+        Bool tensor ``(B,)``.
+
+    Raises:
+        PathwayError: as :func:`pathwaylib.prediction_kept`.
+
+    Equation: ∇ₓ ⟨w, Φ_P(x)⟩ = 0 for random weights w of the classes (seed 0).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        >>> cut = Pathway((torch.zeros(1, 3, dtype=torch.bool),), ("relu_0",))
+        >>> blind(net, torch.rand(2, 2), cut)
+        tensor([True, True])
+    """
+    _check_inputs(model, x, pathway, batch_size)
+    parts = []
+    for start in range(0, len(x), batch_size):
+        chosen = slice(start, start + batch_size)
+        images = x[chosen].detach().clone().requires_grad_()
+        with frozen(model), masked(pathway if len(pathway) == 1 else pathway[chosen]), torch.enable_grad():
+            logits = model(images)
+        weights = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0)).to(logits)
+        (slope,) = torch.autograd.grad((logits * weights).sum(), images)
+        parts.append(~slope.flatten(1).any(1))
+    return torch.cat(parts)
 
 
 class ClassOverlap(NamedTuple):

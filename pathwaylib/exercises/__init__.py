@@ -14,6 +14,8 @@ from .contributions import (
 )
 from .decoding import check_ascent_step, check_class_means, check_iou, check_label_selector
 from .faithfulness import check_correlation, check_impostor, check_matching_attribution, check_most_relevant
+from .forcing import check_class_relevant, check_deciding_pattern, check_forcing_rate, check_others_loss
+from .generator import check_class_term, check_code, check_embedding, check_quantizer
 from .judging import Verdict
 from .linearity import check_distance_along, check_layer_radius, check_pool_distance, check_sign_radius_fails
 from .pathway_gradient import check_backward_masked, check_hand_gradient, check_mass_inside, check_sign_flip
@@ -32,12 +34,18 @@ __all__ = [
     "check_cascade",
     "check_channel_contribution",
     "check_class_means",
+    "check_class_relevant",
+    "check_class_term",
+    "check_code",
     "check_complete_but_wrong",
     "check_correlation",
     "check_count_dead",
     "check_dead_pathway",
     "check_dead_share",
+    "check_deciding_pattern",
     "check_distance_along",
+    "check_embedding",
+    "check_forcing_rate",
     "check_free_removal",
     "check_gaps",
     "check_gate_step",
@@ -54,9 +62,11 @@ __all__ = [
     "check_matching_attribution",
     "check_midpoint_scores",
     "check_most_relevant",
+    "check_others_loss",
     "check_pointing",
     "check_pool_distance",
     "check_prune_round",
+    "check_quantizer",
     "check_rank_similarity",
     "check_same_class",
     "check_seed_difference",

@@ -117,15 +117,14 @@ class PathwayDistillation(nn.Module):
 
     def forward(self, tokens: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the tokens with what they saw, and the class logits ``(B, K)``."""
-        deep = self.before(torch.cat(list(tokens[-self.shape.deep_sites :]), 1))
-        logits = self.classify(deep.mean(1))
-        if not self.shape.context:
-            return [part + self.feed(part) for part in tokens], logits
-        mixed = []
-        for part in tokens:
-            seen = part + self.attend(self.before(part), deep, deep, need_weights=False)[0]
-            mixed.append(seen + self.feed(seen))
-        return mixed, logits
+        sizes = [part.shape[1] for part in tokens]
+        every = torch.cat(list(tokens), 1)
+        normed = self.before(every)
+        deep = normed[:, -sum(sizes[-self.shape.deep_sites :]) :]
+        if self.shape.context:
+            every = every + self.attend(normed, deep, deep, need_weights=False)[0]
+        mixed = every + self.feed(every)
+        return list(mixed.split(sizes, 1)), self.classify(deep.mean(1))
 
 
 class RecursivePathwayDecoder(nn.Module):
