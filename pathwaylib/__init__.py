@@ -78,7 +78,7 @@ from .generator import (
     train_generator,
     transfer,
 )
-from .interactive import InteractiveFigure, line_figure, neuron_figure, pathway_figure
+from .interactive import InteractiveFigure, class_figure, line_figure, neuron_figure, pathway_figure
 from .interoperability import quantus_explain
 from .linearity import Binding, KinkDistance, LinearRegion, first_kink, linear_pieces, linear_region
 from .neurons import Activations, masked, observe
@@ -156,6 +156,7 @@ __all__ = [
     "cache_dir",
     "cifar10",
     "class_frequencies",
+    "class_figure",
     "class_overlap",
     "class_pathways",
     "class_similarity",

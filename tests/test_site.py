@@ -164,7 +164,7 @@ def test_figures_are_described_and_keep_their_colours_in_the_dark(browser: Brows
 def test_interactive_figures_move_by_keyboard(browser: Browser, pages: list[Path]) -> None:
     moved = 0
     drawn = "drawn => drawn.toDataURL ? drawn.toDataURL() : drawn.outerHTML"
-    picture = f"figure => [...figure.querySelectorAll('canvas, svg')].map({drawn}).join()"
+    picture = f"figure => [...figure.querySelectorAll('canvas, svg, .bar')].map({drawn}).join()"
     for path in pages:
         with Visit(browser) as visit:
             page = visit.open(path)

@@ -178,8 +178,8 @@ def decided_by(
     Σ‖α‖², Σ‖β‖² and Σ‖γ‖² in Σ‖y − ȳ‖².
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
-        >>> everything = Pathway((torch.ones(2, 3, dtype=torch.bool),), ("relu_0",))
+        >>> net = nn.Sequential(nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 2)).eval()
+        >>> everything = Pathway((torch.ones(2, 50, dtype=torch.bool),), ("relu_0",))
         >>> found = decided_by(net, torch.rand(4, 2), everything)  # the pathways are equal: the input decides
         >>> round(found.pathway.value, 6), round(found.input.value, 6), round(found.both.value, 6)
         (0.0, 1.0, 0.0)
