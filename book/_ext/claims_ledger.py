@@ -33,8 +33,8 @@ def records(notebook: Path) -> Iterator[dict[str, Any]]:
     """Yield the claims in a notebook's stored outputs, in order."""
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", ()):
-            if _record(output) is not None:
-                yield _record(output)
+            if (record := _record(output)) is not None:
+                yield record
 
 
 def _record(output: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..evaluation.forcing import forced
+from ..evaluation.forcing import divergence, forced
 from ..evaluation.pathways import pathway_logits
 from ..pathway import Pathway
 from ..selectors import ActiveNeurons
@@ -143,34 +143,35 @@ def check_others_loss(answer: Answer) -> Verdict:
         ✗ each mask meets its own input: run x[order] under the pathways as they are
     """
 
-    def loss(model: nn.Module, x: Tensor, pathway: Pathway, turned: bool = False) -> Tensor:
+    def turned(model: nn.Module, x: Tensor, pathway: Pathway) -> Tensor:
         whole = pathway_logits(model, x, None, len(x)).log_softmax(1)
         inside = pathway_logits(model, x, pathway, len(x)).log_softmax(1)
-        one, other = (whole, inside) if turned else (inside, whole)
-        return F.kl_div(one, other, reduction="none", log_target=True).sum(1)
+        return F.kl_div(whole, inside, reduction="none", log_target=True).sum(1)
 
     mistakes: dict[str, Answer] = {
         "each mask meets its own input: run x[order] under the pathways as they are": (
-            lambda model, x, pathway, order: loss(model, x, pathway).mean()
+            lambda model, x, pathway, order: divergence(model, x, pathway).mean()
         ),
         "you moved the masks instead of the images: input x[order[i]] belongs under mask i": (
-            lambda model, x, pathway, order: loss(model, x, pathway[order]).mean()
+            lambda model, x, pathway, order: divergence(model, x, pathway[order]).mean()
         ),
         "the divergence is the other way round: the whole network's answer comes first": (
-            lambda model, x, pathway, order: loss(model, x[order], pathway, turned=True).mean()
+            lambda model, x, pathway, order: turned(model, x[order], pathway).mean()
         ),
         "this is the sum over the inputs; give the mean": (
-            lambda model, x, pathway, order: loss(model, x[order], pathway).sum()
+            lambda model, x, pathway, order: divergence(model, x[order], pathway).sum()
         ),
         "this is the mean over inputs *and* classes (what reduction='mean' does): sum over the classes": (
-            lambda model, x, pathway, order: loss(model, x[order], pathway).mean() / observed(model, x).logits.shape[1]
+            lambda model, x, pathway, order: (
+                divergence(model, x[order], pathway).mean() / observed(model, x).logits.shape[1]
+            )
         ),
     }
     tests: list[Arguments] = [partial(_network_and_order, seed) for seed in range(4)]
     return judge(
         answer,
         tests,
-        lambda model, x, pathway, order: loss(model, x[order], pathway).mean(),
+        lambda model, x, pathway, order: divergence(model, x[order], pathway).mean(),
         mistakes,
         "right: each mask is judged by what it leaves of another input's answer",
     )
