@@ -145,6 +145,14 @@ def test_pages_fit_the_window(browser: Browser, pages: list[Path], viewport: dic
             page = visit.open(path)
             width = page.evaluate("document.scrollingElement.scrollWidth")
             assert width <= viewport["width"], f"{path.name} is {width} pixels wide"
+            # Displayed formulas and tables scroll in boxes of their own; a formula within a line would be cut off.
+            cut = page.evaluate(
+                """width => [...document.querySelectorAll("section mjx-container:not([display=true])")]
+                .filter(formula => !formula.closest("table") && formula.getBoundingClientRect().right > width)
+                .map(formula => formula.closest("p, li")?.innerText)""",
+                viewport["width"],
+            )
+            assert cut == [], f"{path.name}: set these formulas on lines of their own"
 
 
 def test_figures_are_described_and_keep_their_colours_in_the_dark(browser: Browser, pages: list[Path]) -> None:
