@@ -5,8 +5,10 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BIN := .venv/bin
-STAGE := _build/source
-SITE := _build/html/index.html
+# STUDENT=1 builds the site without the solutions of the exercises, beside the other.
+OUT := $(CURDIR)$(if $(STUDENT),/_build/student)
+STAGE := $(OUT)/_build/source
+SITE := $(OUT)/_build/html/index.html
 CHAPTERS := $(sort $(wildcard book/*.ipynb))
 
 # The threads of PyTorch: every processor this process may use.
@@ -18,7 +20,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help book html test execute experiments benchmark lint data browser clean
+.PHONY: help book html pdf assignments slides test execute experiments benchmark lint audit data browser clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,11 +30,11 @@ help:  ## list the targets
 .venv/stamp-book: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test,imagenet,cluster]'
 	touch $@
 
 .venv/stamp-dev: .venv/stamp-book
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test,imagenet,cluster,dev]'
 	touch $@
 
 node_modules/stamp: package.json package-lock.json
@@ -57,12 +59,13 @@ browser: .venv/stamp-book  ## see to it that there is a Chromium (installs it wh
 define stage
 	rm -rf $(STAGE) && mkdir -p $(STAGE)
 	cp -pR _config.yml _toc.yml book $(STAGE)/
+	$(if $(STUDENT),$(BIN)/python tools/notebooks.py unsolve $(CHAPTERS:%=$(STAGE)/%))
 endef
 
 define build
-	cd $(STAGE) && $(CURDIR)/$(BIN)/jupyter-book build . --path-output $(CURDIR) -W --keep-going --all --quiet
+	cd $(STAGE) && $(CURDIR)/$(BIN)/jupyter-book build . --path-output $(OUT) -W --keep-going --all --quiet
 	@touch $(SITE)
-	@echo "Built $(CURDIR)/$(SITE) ($$(du -sh _build/html | cut -f1))"
+	@echo "Built $(SITE) ($$(du -sh $(OUT)/_build/html | cut -f1))"
 endef
 
 book: .venv/stamp-book node_modules/stamp data  ## execute every chapter and build the site
@@ -74,8 +77,20 @@ html: .venv/stamp-book node_modules/stamp  ## build the site from the stored out
 	$(stage)
 	$(build)
 
+pdf: html browser  ## print the whole book into _build/critical-pathways.pdf
+	$(BIN)/python tools/pdf.py _build/critical-pathways.pdf
+
 execute: .venv/stamp-book data  ## maintainers: execute every chapter in place, to be committed
 	$(BIN)/python tools/notebooks.py execute $(CHAPTERS)
+
+# --- for a course ---
+
+assignments: .venv/stamp-book  ## write the assignments, for students and for teachers
+	$(BIN)/python tools/notebooks.py release assignments/*.ipynb --to _build/assignments
+	@echo "Wrote $(CURDIR)/_build/assignments"
+
+slides: .venv/stamp-book node_modules/stamp  ## make lecture slides of the chapters
+	$(BIN)/python tools/slides.py $(CHAPTERS) --to _build/slides
 
 # --- checks ---
 
@@ -90,9 +105,19 @@ lint: .venv/stamp-dev  ## ruff, mypy (strict), codespell, notebook hygiene
 	$(BIN)/codespell
 	$(BIN)/python tools/notebooks.py check $(CHAPTERS)
 
+# pip-audit lives apart: what it needs is none of the packages that it looks up.
+.venv/audit/stamp: .venv/stamp-book
+	$(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet 'pip-audit>=2.10,<3'
+	touch $@
+
+audit: .venv/audit/stamp  ## look the pinned packages up in OSV's list of vulnerabilities (needs that service)
+	.venv/audit/bin/python tools/audit.py
+
 benchmark: .venv/stamp-book  ## time the library: against its floor, and against plain code
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/many_runs.py
+	$(BIN)/python benchmarks/extraction.py
 
 experiments: .venv/stamp-book data  ## rerun the full-size experiments (hours), which write experiments/results
 	cd experiments && for notebook in *.ipynb; do $(CURDIR)/$(BIN)/papermill -p profile full "$$notebook" /dev/null; done

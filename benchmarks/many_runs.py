@@ -183,13 +183,14 @@ def agreement(task: str, plain: Tensor, ours: Tensor) -> str:
     return f"IoU {shared:.3f}"
 
 
+def megabytes(field: str) -> int:
+    """Return an entry of this process's status, such as ``VmRSS``, on Linux."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith(field)).split()[1]) // 1024
+
+
 def peak_memory(task: str, version: int) -> None:
     """Print how many megabytes a task takes at most, in a process of its own."""
-
-    def megabytes(field: str) -> int:
-        status = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in status if line.startswith(field)).split()[1]) // 1024
-
     call = prepare(task)[version]
     if not Path("/proc/self/clear_refs").exists():
         return

@@ -62,6 +62,8 @@ from .evaluation import (
     unrelated_similarity,
 )
 from .explainers import explain, explainers, pathway_gradient, times_input
+from .extracted import Extraction, read_extraction
+from .extraction import extract
 from .files import cache_dir
 from .generator import (
     DistanceAwareQuantizer,
@@ -84,6 +86,7 @@ from .linearity import Binding, KinkDistance, LinearRegion, first_kink, linear_p
 from .neurons import Activations, masked, observe
 from .notebook import setup
 from .pathway import Pathway
+from .photographs import load_image, photos
 from .planting import CriticalNeurons, PlantedNetwork, critical_sets, planted_network
 from .plots import (
     show_attributions,
@@ -99,10 +102,12 @@ from .plots import (
     show_scores,
     show_similarity,
 )
+from .pretrained import imagenet_labels
 from .pruning import DistillationGuidedRouting, GreedyPruning, sleeper_network
 from .rerun import Rerun
 from .results import load_results
 from .selectors import ActiveNeurons, NeuronIntGrad, NeuronMCT, RandomSelection, Selector
+from .summary import Summary, load_pathways, summarise
 from .zoo import load_model, model_card
 
 __version__ = "0.1.0"
@@ -121,6 +126,7 @@ __all__ = [
     "Degradation",
     "DistanceAwareQuantizer",
     "DistillationGuidedRouting",
+    "Extraction",
     "GeneratorNetwork",
     "GeneratorRecipe",
     "GeneratorShape",
@@ -149,6 +155,7 @@ __all__ = [
     "SensitivityN",
     "Similarity",
     "StraightThroughQuantizer",
+    "Summary",
     "ablation",
     "blind",
     "blurred",
@@ -171,9 +178,11 @@ __all__ = [
     "divergence",
     "explain",
     "explainers",
+    "extract",
     "first_kink",
     "forced",
     "generator_losses",
+    "imagenet_labels",
     "increased",
     "integrated_gradients",
     "lerf_minus_morf",
@@ -181,7 +190,9 @@ __all__ = [
     "linear_pieces",
     "linear_region",
     "load_generator",
+    "load_image",
     "load_model",
+    "load_pathways",
     "load_results",
     "masked",
     "mass_inside",
@@ -198,6 +209,7 @@ __all__ = [
     "pathway_figure",
     "pathway_gradient",
     "pathway_sanity_check",
+    "photos",
     "pixel_order",
     "planted",
     "planted_network",
@@ -207,6 +219,7 @@ __all__ = [
     "randomisable_layers",
     "randomised",
     "rank_stability",
+    "read_extraction",
     "remove_and_retrain",
     "remove_pixels",
     "sanity_check",
@@ -229,6 +242,7 @@ __all__ = [
     "sleeper_network",
     "store_generator",
     "strange_inputs",
+    "summarise",
     "taylor",
     "times_input",
     "top_k_intersection",

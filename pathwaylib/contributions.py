@@ -29,12 +29,14 @@ class Contributions:
         sites: name of each site, in the order of execution.
         targets: the class whose response is explained, int64 ``(B,)``.
         standard_errors: of scores that are estimated by sampling, shaped like ``scores``.
+        logits: response of the network ``(B, K)``, where one run of it gave the scores.
     """
 
     scores: tuple[Tensor, ...]
     sites: tuple[str, ...]
     targets: Tensor | None = None
     standard_errors: tuple[Tensor, ...] | None = None
+    logits: Tensor | None = None
 
     def top(self, sparsity: float) -> Pathway:
         """Keep, per input, the neurons of largest absolute score over all sites together.
@@ -118,7 +120,7 @@ def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
         # Down to the sites and not to the image: the first layer's backward pass is saved.
         gradients = torch.autograd.grad(response(logits, targets).sum(), post, materialize_grads=True)
     scores = tuple(a.detach() * gradient for a, gradient in zip(post, gradients, strict=True))
-    return Contributions(scores, tuple(site.name for site in sites), targets)
+    return Contributions(scores, tuple(site.name for site in sites), targets, logits=logits.detach())
 
 
 def integrated_gradients(

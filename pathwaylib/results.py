@@ -20,7 +20,9 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .errors import PathwayError
-from .files import atomic_write, cache_dir
+from .files import atomic_writes, cache_dir, load_json
+
+_MEND = "bring back an earlier version, or remove it with its .csv or .json, and its rows are computed again"
 
 
 class ResultStore:
@@ -44,8 +46,13 @@ class ResultStore:
         self.folder = Path(folder)
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return how a stored table came about: the JSON file beside it."""
-        return dict(json.loads((self.folder / f"{name}.json").read_text()))
+        """Return how a stored table came about: the JSON file beside it.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            PathwayError: if it is damaged.
+        """
+        return load_json(self.folder / f"{name}.json", _MEND)
 
     def table(
         self,
@@ -61,7 +68,7 @@ class ResultStore:
             settings: what the table depends on, noted in the provenance; a table computed with others is not taken.
 
         Raises:
-            PathwayError: if the stored table was computed with other settings, or there are no rows.
+            PathwayError: if the stored table is damaged or was computed with other settings, or there are no rows.
         """
         settings = json.loads(json.dumps(settings or {}))
         stored = self._stored(name, settings)
@@ -97,7 +104,7 @@ class ResultStore:
             ``finished``.
 
         Raises:
-            PathwayError: if the stored table was computed with other settings.
+            PathwayError: if the stored table is damaged or was computed with other settings.
 
         Example:
             >>> import tempfile
@@ -115,7 +122,7 @@ class ResultStore:
             mark = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
             try:
                 with FileLock(locks / mark, timeout=0):
-                    if _holds(self._stored(name, settings), job):
+                    if _holds(self._stored(name, settings), job, path):
                         continue
                     start = time.perf_counter()
                     found = work(**job)
@@ -125,7 +132,8 @@ class ResultStore:
                     with FileLock(locks / "table"):
                         before = self._stored(name, settings)
                         frame = pd.concat([before, pd.DataFrame([row])], ignore_index=True)
-                        self._write(name, frame, float(frame["minutes"].sum()), settings)
+                        minutes = pd.to_numeric(frame["minutes"], errors="coerce").sum()
+                        self._write(name, frame, float(minutes), settings)
             except Timeout:
                 continue  # another process is at it
         return self._stored(name, settings)
@@ -135,22 +143,24 @@ class ResultStore:
         path = self.folder / f"{name}.csv"
         if not path.exists():
             return pd.DataFrame()
-        noted = self.provenance(name)["settings"]
+        if not path.with_suffix(".json").exists():
+            raise PathwayError(f"{path} has no {path.stem}.json beside it that says how it came about; {_MEND}")
+        noted = self.provenance(name).get("settings")
         if noted != settings:
             raise PathwayError(
                 f"{path} was computed with {noted}, not with {settings}; remove it, or give another folder"
             )
-        return pd.read_csv(path)
+        return _read_table(path)
 
     def _write(self, name: str, frame: pd.DataFrame, minutes: float, settings: object) -> pd.DataFrame:
         """Store a table and its provenance; return it as every later reader gets it."""
         path = self.folder / f"{name}.csv"
+        text = json.dumps(_provenance(minutes, len(frame), settings), indent=1) + "\n"
         # The provenance first: a table without one would be numbers of unknown origin.
-        with atomic_write(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(_provenance(minutes, len(frame), settings), indent=1) + "\n")
-        with atomic_write(path) as temporary:
-            frame.to_csv(temporary, index=False, float_format="%.6g")
-        return pd.read_csv(path)
+        with atomic_writes(path.with_suffix(".json"), path) as (noted, table):
+            noted.write_text(text, encoding="utf-8")
+            frame.to_csv(table, index=False, float_format="%.6g")
+        return _read_table(path)
 
 
 def load_results(name: str) -> pd.DataFrame:
@@ -169,17 +179,26 @@ def load_results(name: str) -> pd.DataFrame:
     folder = Path(__file__).parent / "stored_results"
     path = folder / f"{name}.csv"
     if (folder / name).is_dir() and (parts := sorted((folder / name).glob("*.csv"))):
-        return pd.concat([pd.read_csv(part) for part in parts], ignore_index=True)
+        return pd.concat([_read_table(part) for part in parts], ignore_index=True)
     if not path.is_file():
         stored = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.csv"))
         raise PathwayError(f"there is no table {name!r}; stored are {', '.join(stored) or 'none'}")
-    return pd.read_csv(path)
+    return _read_table(path)
 
 
-def _holds(table: pd.DataFrame, job: Mapping[str, Any]) -> bool:
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:  # pandas' own errors, and text that is not UTF-8
+        raise PathwayError(f"{path} is damaged ({error}); {_MEND}") from error
+
+
+def _holds(table: pd.DataFrame, job: Mapping[str, Any], path: Path) -> bool:
     """Tell whether a table has the row of a job."""
     if table.empty:
         return False
+    if absent := [key for key in job if key not in table]:
+        raise PathwayError(f"{path} has no column {', '.join(absent)}: it is damaged or holds other jobs; {_MEND}")
     return bool(np.logical_and.reduce([table[key] == value for key, value in job.items()]).any())
 
 

@@ -143,3 +143,25 @@ class RandomSelection:
         if self.active_only:
             scores = [score * active for score, active in zip(scores, seen.active().masks, strict=True)]
         return Contributions(tuple(scores), seen.sites, resolve_target(seen.logits, target)).top(self.sparsity)
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Return a pathway chosen before, for what takes a selector.
+
+    Attributes:
+        pathway: of the inputs it will be called with.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 3)).eval()
+        >>> x = torch.rand(1, 4)
+        >>> pathway = NeuronMCT(sparsity=0.7)(net, x)
+        >>> Chosen(pathway)(net, x) is pathway
+        True
+    """
+
+    pathway: Pathway
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Pathway:
+        """Return the pathway."""
+        return self.pathway

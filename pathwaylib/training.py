@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .checkpoints import Parts, resume_checkpoint, store_checkpoint
 from .data import ImageSet
 from .errors import PathwayError
-from .files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,9 @@ def train_classifier(
         Rows with ``epoch``, ``loss`` and training ``accuracy`` (on augmented images).
 
     Raises:
-        PathwayError: if there are fewer images than a batch, or the checkpoint belongs to another recipe.
+        PathwayError: if there are fewer images than a batch, or the checkpoint is damaged or belongs to another recipe
+            or network.
+        OSError: if the disk is full; the checkpoint before is as it was.
 
     Example:
         >>> from pathwaylib import planted
@@ -180,10 +181,8 @@ def train_classifier(
         optimiser, lambda step: min((step + 1) / rising, (total - step) / max(1, total - rising))
     )
     generator = torch.Generator().manual_seed(recipe.seed)
-    log: list[dict[str, float]] = []
-    stateful: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    if checkpoint is not None and checkpoint.exists():
-        log = _resume(checkpoint, recipe, stateful, generator, device)
+    parts: Parts = {"model": model, "optimiser": optimiser, "schedule": schedule, "generator": generator}
+    log = resume_checkpoint(checkpoint, parts, asdict(recipe), device) if checkpoint is not None else []
     forward = cast(nn.Module, torch.compile(model)) if compiled else model
     precision = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
     epochs = range(len(log), recipe.epochs)
@@ -206,35 +205,10 @@ def train_classifier(
         log.append({"epoch": epoch + 1, "loss": float(torch.stack(losses).mean()), "accuracy": accuracy})
         bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", accuracy=f"{accuracy:.3f}")
         if checkpoint is not None:
-            _store(checkpoint, recipe, stateful, generator, log)
+            store_checkpoint(checkpoint, parts, asdict(recipe), log)
     model.zero_grad(set_to_none=True)
     model.eval()
     return log
-
-
-def _store(
-    path: Path, recipe: Recipe, stateful: dict[str, Any], generator: torch.Generator, log: list[dict[str, float]]
-) -> None:
-    state: dict[str, Any] = {name: part.state_dict() for name, part in stateful.items()}
-    state |= {"recipe": asdict(recipe), "generator": generator.get_state(), "log": log}
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
-    with atomic_write(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["epoch", "loss", "accuracy"])
-        writer.writeheader()
-        writer.writerows({**row, "loss": f"{row['loss']:.4f}", "accuracy": f"{row['accuracy']:.4f}"} for row in log)
-
-
-def _resume(
-    path: Path, recipe: Recipe, stateful: dict[str, Any], generator: torch.Generator, device: torch.device
-) -> list[dict[str, float]]:
-    state = torch.load(path, map_location=device, weights_only=True)
-    if state["recipe"] != asdict(recipe):
-        raise PathwayError(f"{path} holds a run of another recipe ({state['recipe']}); remove it or choose another")
-    for name, part in stateful.items():
-        part.load_state_dict(state[name])
-    generator.set_state(state["generator"].cpu())
-    return cast(list[dict[str, float]], state["log"])
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import math
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -618,6 +619,56 @@ def weak_third(signal: float) -> tuple[Tensor, Tensor]:
     return torch.tensor([1.0, 1.0, signal]), torch.block_diag(equal_pixels(2, 0.99)[1], torch.eye(1))
 
 
+def states(pre: list[Tensor]) -> Tensor:
+    z = torch.cat([site.flatten() for site in pre])
+    return torch.stack([z <= 0, (z > 0) & (z < 6), z >= 6]).double().mean(1)
+
+
+def two_kinks(z: Tensor, gradients: Tensor) -> Tensor:
+    return torch.minimum(z.abs(), (z - 6).abs()) / gradients.norm(dim=1)
+
+
+def central_box(width: int, height: int, crop: float) -> tuple[float, ...]:
+    half = crop * min(width, height) / 2
+    return width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half
+
+
+def bits(lengths: Tensor, positions: Tensor, neurons: int) -> Tensor:
+    found = torch.zeros(len(lengths), neurons, dtype=torch.bool)
+    found[torch.arange(len(lengths)).repeat_interleave(lengths), positions] = True
+    return found
+
+
+def typicality(masks: Tensor, same: Tensor) -> Tensor:
+    shares = same.double() @ masks.double() / same.sum(1, keepdim=True)
+    return (shares * masks).sum(1) / masks.sum(1)
+
+
+def union(kept_by: Tensor, images: int, n: int) -> float:
+    return sum(1 - math.comb(images - m, n) / math.comb(images, n) for m in kept_by.tolist())
+
+
+def least_bytes(images: int, neurons: int, sparsity: float, log: Callable[[float], float] = math.log2) -> float:
+    k = round((1 - sparsity) * neurons)
+    d = k / neurons
+    return images * (-neurons * (d * log(d) + (1 - d) * log(1 - d)) / 8 + 2 * k)
+
+
+def pyramid(
+    shapes: list[tuple[int, int, int]],
+    side: int,
+    halve: Callable[[int], int] = lambda n: -(-n // 2),
+    until: Callable[..., int] = max,
+) -> int:
+    total = 0
+    for channels, height, width in shapes:
+        total += channels * height * width
+        while until(height, width) > side:
+            height, width = halve(height), halve(width)
+            total += channels * height * width
+    return total
+
+
 MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
     (exercises.check_count_dead, lambda model, x: active(model, x).sizes, "active neurons"),
     (exercises.check_count_dead, lambda model, x: count_dead(model, x).sum(), "whole batch"),
@@ -1034,6 +1085,51 @@ MISTAKES: list[tuple[Callable[[Any], Verdict], Callable[..., Any], str]] = [
     (exercises.check_deciding_pattern, lambda: (dense([[1.0]])[0], torch.full((2, 1), 2.0)), "from 0 to 1"),
     (exercises.check_deciding_pattern, lambda: dense([[1.0]], [[1.0]])[0], "two things"),
     (exercises.check_deciding_pattern, lambda: (dense([[1.0]], [[1.0]])[0], torch.ones(2, 3)), "could not be run"),
+    (exercises.check_states, lambda pre: torch.stack([states([site]) for site in pre]).mean(0), "mean over sites"),
+    (exercises.check_states, lambda pre: states(pre).flip(0), "dead, linear, saturated"),
+    (exercises.check_states, lambda pre: states(pre) * sum(site.numel() for site in pre), "not shares"),
+    (exercises.check_states, lambda pre: states([site.clamp(0, 5.9) for site in pre]), "values are wrong"),
+    (exercises.check_two_kinks, lambda z, g: z.abs() / g.norm(dim=1), "only the kink at 0"),
+    (exercises.check_two_kinks, lambda z, g: (z - 6).abs() / g.norm(dim=1), "only the kink at 6"),
+    (exercises.check_two_kinks, lambda z, g: torch.minimum(z.abs(), (z - 6).abs()), "not distances in the image"),
+    (exercises.check_two_kinks, lambda z, g: two_kinks(z.clamp(0, 6), g), "the activation is used"),
+    (exercises.check_two_kinks, lambda z, g: two_kinks(z, g).min(), "one per neuron"),
+    (exercises.check_central_box, lambda width, height, crop: (0, 0, width, height), "squeezed"),
+    (exercises.check_central_box, lambda width, height, crop: central_box(height, width, crop), "exchanged"),
+    (exercises.check_central_box, lambda width, height, crop: central_box(width, height, crop**0.5), "of the area"),
+    (exercises.check_central_box, lambda w, h, crop: central_box(w, h, crop * max(w, h) / min(w, h)), "longer side"),
+    (exercises.check_pyramid, lambda shapes, side: sum(c * h * w for c, h, w in shapes), "the activations alone"),
+    (exercises.check_pyramid, lambda shapes, side: pyramid(shapes, side, lambda n: n // 2), "rounded up"),
+    (exercises.check_pyramid, lambda shapes, side: pyramid(shapes, side, until=min), "longer side decides"),
+    (exercises.check_pyramid, lambda shapes, side: 4 / 3 * sum(c * h * w for c, h, w in shapes), "endless sum"),
+    (exercises.check_bits, lambda lengths, p, n: (p[:, None] == torch.arange(n)).any(0), "joined into one"),
+    (
+        exercises.check_bits,
+        lambda lengths, p, n: (p[:, None] == torch.arange(n)).any(0).expand(5, -1),
+        "neurons of all",
+    ),
+    (exercises.check_bits, lambda lengths, p, n: F.one_hot(p, n), "share a row"),
+    (exercises.check_bits, lambda lengths, p, n: ~bits(lengths, p, n), "left out"),
+    (exercises.check_typicality, lambda masks, c: typicality(masks, c[:, None] == c), "with itself too"),
+    (
+        exercises.check_typicality,
+        lambda masks, c: typicality(masks, ~torch.eye(len(masks), dtype=torch.bool)),
+        "pathways of all classes",
+    ),
+    (
+        exercises.check_typicality,
+        lambda masks, c: typicality(masks, (c[:, None] == c).fill_diagonal_(False)) * masks.sum(1),
+        "this is the sum",
+    ),
+    (exercises.check_union, lambda kept_by, images, n: n * kept_by.sum() / images, "do not add up"),
+    (exercises.check_union, lambda kept_by, images, n: (1 - (1 - kept_by / images) ** n).sum(), "different ones"),
+    (exercises.check_union, lambda kept_by, images, n: 30 - union(kept_by, images, n), "that are missed"),
+    (exercises.check_union, lambda kept_by, images, n: union(kept_by, images, n) / 30, "this is a share"),
+    (exercises.check_bytes, lambda images, n, s: images * n / 8, "a bit for every neuron"),
+    (exercises.check_bytes, lambda images, n, s: least_bytes(images, n, s, math.log), "to base 2"),
+    (exercises.check_bytes, lambda images, n, s: images * 6 * round((1 - s) * n), "four bytes each"),
+    (exercises.check_bytes, lambda images, n, s: least_bytes(images, n, 1 - s), "the share removed"),
+    (exercises.check_bytes, lambda images, n, s: least_bytes(1, n, s), "number of images"),
 ]
 
 

@@ -45,6 +45,7 @@ def test_train_subjects_stores_a_network_and_resumes(tmp_path: Path) -> None:
         "planted_truth",
         "generators",
         "forcing",
+        "large_networks",
     ],
 )
 def test_an_experiment_runs_in_its_quick_profile(experiment: str, tmp_path: Path) -> None:

@@ -326,6 +326,66 @@ def test_training_mode_is_refused() -> None:
         explain(explainers()["gradient"], small_vgg().train(), images(1))
 
 
+# --- What the guided methods cannot change, and memory ---------------------------------------------------------------
+
+
+class Calls(nn.Module):
+    """Calls a function where other networks have a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("activation", "found"),
+    [
+        (nn.ReLU6(), "relu: 1, relu6: 1"),
+        (nn.LeakyReLU(0.1), "relu: 1, leaky_relu: 1"),
+        (Calls(F.relu), "relu: 2"),
+        (Calls(torch.relu_), "relu: 2"),
+    ],
+)
+@pytest.mark.parametrize("name", ["guided backprop", "guided Grad-CAM"])
+def test_guided_methods_refuse_what_they_would_pass_over(name: str, activation: nn.Module, found: str) -> None:
+    def network(second: nn.Module) -> nn.Module:
+        layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), second, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return randomised(nn.Sequential(*layers))
+
+    model, x = network(activation), images(2)
+    with (
+        unchanged(model, x),
+        pytest.raises(PathwayError, match=rf"only 1 of the activation calls of Sequential \({found}\)"),
+    ):
+        explain(explainers()[name], model, x)
+    assert explain(explainers()[name], network(nn.ReLU()), x).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "count", "most"),
+    [
+        ("integrated gradients", 16, 2, 64),
+        ("integrated gradients", 16, 70, 70),
+        ("integrated gradients", 512, 1, 5),  # of three quarters of a million numbers each
+        ("integrated gradients", 512, 7, 7),
+        ("SmoothGrad", 16, 2, 32),
+        ("SmoothGrad", 512, 1, 5),
+        ("SmoothGrad", 512, 2, 4),
+        ("SmoothGrad", 512, 7, 7),
+    ],
+)
+def test_few_large_images_run_at_once(name: str, size: int, count: int, most: int) -> None:
+    batches = []
+    model = nn.Sequential(nn.AvgPool2d(size), nn.Flatten(), nn.Linear(3, 2)).eval()
+    model.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
+    explainer = explainers(samples=16, n_steps=64)[name]
+    explainer(model, torch.rand(count, 3, size, size), torch.zeros(count, dtype=torch.long))
+    assert max(batches) == most
+
+
 # --- Where Grad-CAM looks --------------------------------------------------------------------------------------------
 
 

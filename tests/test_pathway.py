@@ -223,11 +223,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "p.safetensors"
     a.save(path)
 
-    def fails(tensors: object, name: Path, metadata: object) -> None:
-        Path(name).write_bytes(b"half a fi")
+    def fails(name: Path, content: bytes) -> int:
+        with name.open("wb") as file:
+            file.write(content[:9])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pathwaylib.pathway.save_file", fails)
+    monkeypatch.setattr(Path, "write_bytes", fails)
     with pytest.raises(OSError, match=r"no space"):
         b.save(path)
     assert same(Pathway.load(path), a)
@@ -311,7 +312,7 @@ def test_one_changed_byte_gives_a_pathway_or_a_clear_error(position: int, change
         loaded = Pathway.load(path)
     except PathwayError:
         return
-    assert loaded.neurons == a.neurons
+    assert same(loaded, a)  # what was changed is of no account, such as the checksum's name
 
 
 def test_cat_puts_batches_together_and_refuses_others() -> None:

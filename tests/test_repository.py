@@ -22,7 +22,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
 
 # Where conda-forge calls a package otherwise than Python's index does.
-CONDA_NAMES = {"matplotlib-base": "matplotlib", "pytorch": "torch"}
+CONDA_NAMES = {"matplotlib-base": "matplotlib", "python-duckdb": "duckdb", "pytorch": "torch"}
 # What conda-forge does not have; the environment's pip step brings it.
 NOT_IN_CONDA = {"lightning-fabric"}
 
@@ -66,12 +66,12 @@ def test_conda_environment_agrees_with_the_package() -> None:
     tools = {"pip", "nodejs", "make"}
     assert set(conda) - tools == set(wanted)
     assert {name: conda[name].specifier for name in wanted} == {name: r.specifier for name, r in wanted.items()}
-    assert {"pip": ["--editable .[test]"]} in dependencies
+    assert {"pip": ["--editable .[test,imagenet]"]} in dependencies
 
 
 def test_constraints_pin_what_the_package_declares() -> None:
     pinned = pins()
-    for name, requirement in declared("book", "test", "dev").items():
+    for name, requirement in declared("book", "test", "imagenet", "cluster", "dev").items():
         assert name in pinned, f"{name} is installed by make but not pinned"
         assert pinned[name] in requirement.specifier, f"{name}=={pinned[name]} is outside {requirement.specifier}"
 
@@ -114,6 +114,7 @@ def test_versions_agree() -> None:
     assert citation["version"] == PROJECT["version"]
     assert f'__version__ = "{PROJECT["version"]}"' in code
     assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"note   = {{Version {PROJECT['version']}}}" in (ROOT / "book" / "intro.md").read_text()
 
 
 def test_citation_has_what_its_format_requires() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
+import sys
 import threading
+from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from playwright.sync_api import Browser, Page
+from pypdf import PdfReader
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "_build" / "html"
@@ -189,3 +193,79 @@ def test_interactive_figures_move_by_keyboard(browser: Browser, pages: list[Path
             assert visit.outside() == [], path.name
             assert visit.complaints == [], path.name
     assert moved > 0
+
+
+# Colours are what changes in the dark, and what is drawn on a phone; the rest is the same page.
+@pytest.mark.parametrize(
+    ("scheme", "viewport", "rules"),
+    [("light", DESKTOP, {}), ("dark", PHONE, {"runOnly": ["color-contrast", "link-in-text-block", "target-size"]})],
+    ids=["light", "dark-phone"],
+)
+def test_axe_finds_nothing_serious(
+    browser: Browser, pages: list[Path], scheme: str, viewport: dict[str, int], rules: dict[str, object]
+) -> None:
+    axe = (ROOT / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+    found = []
+    for path in pages:
+        with Visit(browser, viewport, scheme) as visit:
+            page = visit.open(path)
+            page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true })")
+            page.evaluate(axe)
+            result = page.evaluate("rules => axe.run(document, {resultTypes: ['violations'], ...rules})", rules)
+            for violation in result["violations"]:
+                if violation["impact"] in ("serious", "critical"):
+                    examples = [node["html"][:200] for node in violation["nodes"][:3]]
+                    found.append((path.name, violation["id"], len(violation["nodes"]), examples))
+    assert found == []
+
+
+def test_pages_are_light(pages: list[Path]) -> None:
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        pictures = {path.parent / source for source in re.findall(r'src="(\.\./_images/[^"]+)"', text)}
+        weight = sum(file.stat().st_size for file in (path, *pictures))
+        assert weight <= 1_500_000, f"{path.name} and its {len(pictures)} pictures weigh {weight:,} bytes"
+
+
+def test_links_within_the_book_lead_somewhere(pages: list[Path]) -> None:
+    names = {path: set(re.findall(r'\b(?:id|name)="([^"]+)"', path.read_text(encoding="utf-8"))) for path in pages}
+    followed = 0
+    for path in pages:
+        for link in set(re.findall(r'<a [^>]*href="([^"]+)"', path.read_text(encoding="utf-8"))):
+            address, _, anchor = unquote(unescape(link)).partition("#")
+            if re.match(r"[a-z]+:", address):
+                continue
+            target = (path.parent / address.partition("?")[0]).resolve() if address else path
+            assert target.is_file(), f"{path.name} links to {link}"
+            followed += 1
+            if anchor and target in names:
+                assert anchor in names[target], f"{path.name} links to {link}"
+    assert followed > 100
+
+
+def test_a_shared_link_shows_title_words_and_the_tab_an_icon(pages: list[Path]) -> None:
+    for path in pages:
+        head = path.read_text(encoding="utf-8").partition("<body")[0]
+        tags = dict(re.findall(r'<meta property="(og:[a-z_]+)" content="([^"]*)"', head))
+        assert tags["og:title"], path.name
+        assert tags["og:description"], path.name
+        icon = re.search(r'<link rel="icon" href="([^"]+)"', head)
+        assert icon, path.name
+        assert (path.parent / icon[1]).is_file(), path.name
+
+
+def test_the_book_prints_with_contents_bookmarks_and_page_numbers(
+    browser: Browser, pages: list[Path], tmp_path: Path
+) -> None:
+    target = tmp_path / "book.pdf"
+    # In a process of its own: this one's Playwright is in use.
+    chosen = "[('book/intro', ''), ('book/bibliography', 'Appendices')]"
+    call = f"import pathlib, pdf, sys; pdf.main(pathlib.Path(sys.argv[1]), {chosen})"
+    subprocess.run([sys.executable, "-c", call, target], cwd=ROOT / "tools", check=True)
+    printed = PdfReader(target)
+    marks = [(mark.title, printed.get_destination_page_number(mark)) for mark in printed.outline]
+    assert [title for title, _ in marks] == ["Contents", "Critical Pathways", "Bibliography"]
+    assert "Khakzar" in printed.pages[marks[2][1]].extract_text()
+    contents = printed.pages[0].extract_text()
+    assert re.search(rf"Bibliography\s*{marks[2][1] + 1}\b", contents)
+    assert printed.pages[-1].extract_text().rstrip().endswith(str(len(printed.pages)))

@@ -58,7 +58,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(
 
     whole, log = train(tmp_path / "whole.pt", model=fresh())
     path = tmp_path / "interrupted.pt"
-    store, stored = training._store, []
+    store, stored = training.store_checkpoint, []
 
     def store_and_die(*arguments: object, **options: object) -> None:
         store(*arguments, **options)
@@ -67,7 +67,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_store", store_and_die)
+        patch.setattr(training, "store_checkpoint", store_and_die)
         with pytest.raises(KeyboardInterrupt):
             train(path, model=fresh())
     resumed, resumed_log = train(path, model=fresh())

@@ -2,6 +2,9 @@
 
     python tools/notebooks.py execute book/*.ipynb    each in a fresh kernel, in place
     python tools/notebooks.py check book/*.ipynb      say what is wrong with a stored notebook, and fail
+    python tools/notebooks.py unsolve book/*.ipynb    take the solutions of the exercises out, in place
+    python tools/notebooks.py release assignments/*.ipynb --to FOLDER
+                                                      write the students' version and the teachers' of each
 
 A stored notebook must not differ between two equal runs: no timings, no random ids, no progress bars.
 """
@@ -93,7 +96,7 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
 
 def _book_metadata(metadata: NotebookNode) -> dict[str, object]:
     """Keep of a notebook's metadata what the book reads."""
-    return {key: metadata[key] for key in ("mystnb", "myst", "jupytext") if key in metadata}
+    return {key: metadata[key] for key in ("mystnb", "myst", "jupytext", "pathways") if key in metadata}
 
 
 def _transient(output: NotebookNode) -> bool:
@@ -135,11 +138,35 @@ def _cell_problems(cell: NotebookNode) -> Iterator[str]:
                 yield "image/png that is no PNG"
 
 
+def without_solutions(notebook: NotebookNode) -> NotebookNode:
+    """Take the solutions of a chapter's exercises out, in place: all from ``solution-start`` to ``solution-end``."""
+    kept, inside = [], False
+    for cell in notebook.cells:
+        inside = inside or "{solution-start}" in cell.source
+        if not inside:
+            kept.append(cell)
+        inside = inside and "{solution-end}" not in cell.source
+    if inside or any("exercise-solution" in cell.metadata.get("tags", ()) for cell in kept):
+        raise ValueError("a solution without {solution-start} or {solution-end}")
+    notebook.cells = kept
+    return notebook
+
+
+def release(path: Path, folder: Path) -> None:
+    """Write two versions of an assignment: with stubs for students, with solutions and remarks for teachers."""
+    for version, left_out in (("student", {"solution", "instructor"}), ("instructor", {"stub"})):
+        notebook = read(path)
+        notebook.cells = [cell for cell in notebook.cells if not left_out & set(cell.metadata.get("tags", ()))]
+        (folder / version).mkdir(parents=True, exist_ok=True)
+        write(normalised(notebook), folder / version / path.name)
+
+
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["execute", "normalise", "check"])
+    parser.add_argument("command", choices=["execute", "normalise", "check", "unsolve", "release"])
     parser.add_argument("notebooks", type=Path, nargs="+")
+    parser.add_argument("--to", type=Path, default=Path("_build/assignments"), help="where release writes")
     arguments = parser.parse_args()
     failed = False
     for path in arguments.notebooks:
@@ -148,6 +175,10 @@ def main() -> int:
             print(f"{execute(path):.0f} s", flush=True)
         elif arguments.command == "normalise":
             write(normalised(read(path)), path)
+        elif arguments.command == "unsolve":
+            write(normalised(without_solutions(read(path))), path)
+        elif arguments.command == "release":
+            release(path, arguments.to)
         else:
             for problem in problems(path):
                 failed = True

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
 from ..errors import PathwayError
 from ..explainers import Explainer, explain
-from ..files import atomic_write
+from ..files import load_tensors, save_tensors
 from ..training import Recipe, predictions, train_classifier
 from .faithfulness import pixel_order
 
@@ -49,7 +48,7 @@ def score_images(
         largest in its image. (Half precision keeps the order of all but near-equal pixels; 8 bits do not.)
 
     Raises:
-        PathwayError: as :func:`pathwaylib.explain`, or if ``folder`` holds scores of another number of images.
+        PathwayError: as :func:`pathwaylib.explain`, or if ``folder`` holds a damaged file, or scores of other images.
 
     Example:
         >>> from pathwaylib import explainers, load_model, planted
@@ -67,12 +66,13 @@ def score_images(
             maps = explain(explainer, model, images.to(device), batch_size=batch_size, progress=progress)
             part = _shares(maps).cpu()
             if path is not None:
-                with atomic_write(path) as temporary:
-                    save_file({"scores": part}, temporary)
+                save_tensors(path, {"scores": part})
         else:
-            part = load_file(path)["scores"]
-        if len(part) != len(images):
-            raise PathwayError(f"{path} holds scores of {len(part)} images, not {len(images)}; remove it")
+            part = load_tensors(path)[0].get("scores", torch.empty(0))
+        if part.shape != (len(images), *images.shape[2:]):
+            raise PathwayError(
+                f"{path} holds scores of shape {tuple(part.shape)} for images of shape {tuple(images.shape)}; remove it"
+            )
         parts.append(part)
     return torch.cat(parts)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import PathwayError
 from ..neurons import Target, record, resolve_target
 from ..pathway import Pathway
-from ..zoo import WEIGHTS, store_model, verified_weights
+from ..zoo import WEIGHTS, read_card, store_model, verified_weights, with_weights
 from .network import GeneratorNetwork, GeneratorShape
 
 
@@ -60,15 +59,19 @@ def load_generator(name: str, *, device: torch.device | str = "cpu", folder: Pat
     """Load a trained generator as a selector, its weights verified against the card.
 
     Raises:
-        PathwayError: if there is no such generator, or its weights are not those of the card.
+        PathwayError: if there is no such generator, its card is damaged, or its weights are not those of the card.
     """
     path = folder / f"{name}.json"
     if not path.exists():
-        stored = sorted(p.stem for p in folder.glob("*.json") if "built" in json.loads(p.read_text(encoding="utf-8")))
+        stored = sorted(card.stem for card in folder.glob("*.json") if "built" in read_card(card))
         raise PathwayError(f"there is no generator {name!r}; stored are {', '.join(stored) or 'none'}")
-    card = json.loads(path.read_text(encoding="utf-8"))
-    built = card["built"]
-    with torch.random.fork_rng(devices=[]):
-        network = GeneratorNetwork(built["sites"], built["shapes"], built["classes"], GeneratorShape(**built["shape"]))
-    network.load_state_dict(verified_weights(name, card, folder))
+    card = read_card(path)
+    built = card.get("built")
+    if not isinstance(built, dict):
+        raise PathwayError(f"{path} is not the card of a generator; stored by store_generator it says what it is for")
+
+    def build() -> GeneratorNetwork:
+        return GeneratorNetwork(built["sites"], built["shapes"], built["classes"], GeneratorShape(**built["shape"]))
+
+    network = with_weights(build, verified_weights(name, card, folder), folder / f"{name}.safetensors")
     return PathwayGenerator(network.eval().requires_grad_(False).to(device))

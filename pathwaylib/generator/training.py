@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -13,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..checkpoints import Parts, resume_checkpoint, store_checkpoint
 from ..data import ImageSet
 from ..errors import PathwayError, require_at_least_one
-from ..files import atomic_write
 from ..neurons import frozen, gated, record
 from .network import GeneratorNetwork, GeneratorShape
 from .quantizer import DistanceAwareQuantizer, Quantizer
@@ -214,7 +212,7 @@ def train_generator(
 
     Raises:
         PathwayError: if there are fewer images than a batch, the processes cannot share a batch evenly, or the
-            checkpoint belongs to another recipe.
+            checkpoint is damaged or belongs to another recipe or target.
 
     Example:
         >>> from pathwaylib import load_model, planted
@@ -235,9 +233,9 @@ def train_generator(
     model = model.to(fabric.device)
     network = GeneratorNetwork.like(model, data[:1][0].to(fabric.device), recipe.shape, seed=recipe.seed)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    log: list[dict[str, float]] = []
-    if checkpoint is not None and checkpoint.exists():
-        log = _resume(checkpoint, recipe, network, optimiser, fabric.device)
+    parts: Parts = {"network": network, "optimiser": optimiser}
+    noted = describe(recipe)
+    log = resume_checkpoint(checkpoint, parts, noted, fabric.device) if checkpoint is not None else []
     wrapped, optimiser = fabric.setup(network, optimiser)
     share = recipe.batch_size // fabric.world_size
     mine = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
@@ -269,7 +267,7 @@ def train_generator(
             bar.set_postfix(kept=f"{log[-1]['kept']:.3f}", density=f"{log[-1]['density']:.4f}")
             last = step + 1 == recipe.steps
             if checkpoint is not None and fabric.global_rank == 0 and (last or (step + 1) % store_every == 0):
-                _store(checkpoint, recipe, network, optimiser, log)
+                store_checkpoint(checkpoint, parts, noted, log)
     return network.eval().requires_grad_(False), log
 
 
@@ -307,35 +305,3 @@ def describe(recipe: GeneratorRecipe) -> dict[str, Any]:
     """
     plain = {name: value for name, value in vars(recipe).items() if name not in ("shape", "quantizer")}
     return plain | {"shape": asdict(recipe.shape), "quantizer": repr(recipe.quantizer)}
-
-
-def _store(
-    path: Path,
-    recipe: GeneratorRecipe,
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    log: Sequence[dict[str, float]],
-) -> None:
-    state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "log": list(log)}
-    with atomic_write(path) as temporary:
-        torch.save({**state, "recipe": describe(recipe)}, temporary)
-    with atomic_write(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, _LOGGED)
-        writer.writeheader()
-        writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in log)
-
-
-def _resume(
-    path: Path,
-    recipe: GeneratorRecipe,
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    device: torch.device,
-) -> list[dict[str, float]]:
-    state = torch.load(path, map_location=device, weights_only=True)
-    if state["recipe"] != describe(recipe):
-        raise PathwayError(f"{path} holds a run of another recipe ({state['recipe']}); remove it or choose another")
-    network.load_state_dict(state["network"])
-    optimiser.load_state_dict(state["optimiser"])
-    log: list[dict[str, float]] = state["log"]
-    return log
