@@ -77,12 +77,12 @@ def read_extraction(folder: str | os.PathLike[str]) -> Extraction:
     files, rows, skipped = [], 0, 0
     found: dict[tuple[str, str], tuple[int, str]] = {}
     for path in _shards(folder, -(-settings["images"]["count"] // settings["shard_size"])):
-        remarks = remarks_in(path)
-        if remarks is None:
+        shard = shard_in(path)
+        if shard is None:
             continue
         files.append(path)
-        rows += pq.read_metadata(path).num_rows
-        for image, what, outcome in remarks:
+        rows += shard.rows
+        for image, what, outcome in shard.remarks:
             skipped += outcome == "skipped"
             images, example = found.get((what, outcome), (0, image))
             found[what, outcome] = (images + 1, example)
@@ -185,14 +185,22 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.parquet"
 
 
-def remarks_in(path: Path) -> list[list[str]] | None:
-    """Return the remarks of a shard's file; None where there is no whole file."""
+class Shard(NamedTuple):
+    """What the end of a shard's file says."""
+
+    rows: int
+    remarks: list[list[str]]
+
+
+def shard_in(path: Path) -> Shard | None:
+    """Read the end of a shard's file; None where there is no whole file."""
     try:
-        remarks = json.loads(pq.read_metadata(path).metadata[b"remarks"])
+        end = pq.read_metadata(path)
+        remarks = json.loads(end.metadata[b"remarks"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError):
         return None
     told = isinstance(remarks, list) and all(
         isinstance(remark, list) and len(remark) == 3 and all(isinstance(part, str) for part in remark)
         for remark in remarks
     )
-    return remarks if told else None
+    return Shard(end.num_rows, remarks) if told else None

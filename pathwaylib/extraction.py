@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .contributions import Contributions, integrated_gradients, taylor
 from .data import ImageSet
 from .errors import PathwayError, require_at_least_one, require_choice
-from .extracted import FORMAT, Extraction, agree, alone_in, read_extraction, remarks_in, schema_of, shard_path
+from .extracted import FORMAT, Extraction, agree, alone_in, read_extraction, schema_of, shard_in, shard_path
 from .files import atomic_write, digest_of
 from .neurons import observe
 from .pathway import Pathway
@@ -150,7 +150,7 @@ def extract(
         agree(folder, settings)
         count = fingerprint["count"]
         starts = range(0, count, shard_size)
-        done = {number for number in range(len(starts)) if remarks_in(shard_path(folder, number)) is not None}
+        done = {number for number in range(len(starts)) if shard_in(shard_path(folder, number)) is not None}
         todo = ((number, names) for number, names in enumerate(_chunks(source.ids(), shard_size)) if number not in done)
         before = sum(min(shard_size, count - starts[number]) for number in done)
         with tqdm(total=count, initial=before, unit="image", disable=not progress) as bar:

@@ -87,7 +87,7 @@ def summarise(folder: str | os.PathLike[str], *, sample: int | None = None, shar
         classes = _classes(connection, extraction.settings["classes"], list(sites), share)
         means = ", ".join(f"avg(len({_kept(site)}))" for site in sites)
         kept = connection.execute(f"select {means} from pathways").fetchall()[0]
-    chosen, pathway = load_pathways(folder, _spread(extraction, sample))
+    chosen, pathway = _load(extraction, _spread(extraction, sample))
     try:
         overlap = class_overlap(pathway, torch.tensor(chosen["prediction"].to_numpy()))
     except PathwayError:  # a class of one image, or one class
@@ -121,11 +121,17 @@ def load_pathways(folder: str | os.PathLike[str], ids: Sequence[str] | None = No
         True
     """
     extraction = _extraction(folder)
+    table, pathway = _load(extraction, ids)
+    if ids is not None and (unknown := set(ids) - set(table["id"])):
+        raise PathwayError(f"{folder} has no row {min(unknown)!r}; ids are such as {_spread(extraction, 1)[0]!r}")
+    return table, pathway
+
+
+def _load(extraction: Extraction, ids: Sequence[str] | None) -> tuple[pd.DataFrame, Pathway]:
+    """Read the table and the pathways of the images there are among these, or of all."""
     shapes: dict[str, list[int]] = extraction.settings["sites"]
     kept = {site: f"kept_{site}" for site in shapes}
     rows = _read(extraction, [*_COLUMNS, *kept.values()], ids)
-    if ids is not None and (unknown := set(ids) - set(rows["id"].to_pylist())):
-        raise PathwayError(f"{folder} has no row {min(unknown)!r}; ids are such as {_spread(extraction, 1)[0]!r}")
     masks = tuple(_mask(rows[kept[site]].combine_chunks(), shape) for site, shape in shapes.items())
     table = rows.select(_COLUMNS).to_pandas()
     return table, Pathway(masks, tuple(shapes), torch.tensor(table["prediction"].to_numpy()).long())

@@ -256,10 +256,10 @@ def main() -> int:
     arguments.to.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(MATHJAX, arguments.to / MATHJAX.name)
     for path in arguments.notebooks:
-        deck = Deck(read(path))
+        page = Deck(read(path)).html()
         target = arguments.to / f"{path.stem}.html"
-        target.write_text(deck.html(), encoding="utf-8")
-        print(f"{target}: {len(deck.slides())} slides")
+        target.write_text(page, encoding="utf-8")
+        print(f"{target}: {page.count('<section')} slides")
     return 0
 
 
