@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from .commandline import run_app
 from .data import CIFAR10_CLASSES, ImageSet, cifar10, planted
 from .errors import PathwayError, require_choice
 from .evaluation import confidence
@@ -185,11 +185,7 @@ def explain_command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error that the user can mend ends it with exit code 2 and no traceback."""
-    try:
-        app(arguments, prog_name="python -m pathwaylib")
-    except (PathwayError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False, style="red")
-        sys.exit(2)
+    run_app(app, "python -m pathwaylib", arguments)
 
 
 def _network(name: str, device: str) -> nn.Module:

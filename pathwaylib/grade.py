@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .commandline import run_app
 from .errors import PathwayError
 from .files import atomic_write
 from .grading.process import Limits
@@ -122,11 +123,7 @@ def show(report: Report, title: str, console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error that the user can mend ends it with exit code 2 and no traceback."""
-    try:
-        app(arguments, prog_name="python -m pathwaylib.grade")
-    except (PathwayError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False, style="red")
-        sys.exit(2)
+    run_app(app, "python -m pathwaylib.grade", arguments)
 
 
 def shield() -> None:

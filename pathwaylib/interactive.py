@@ -112,9 +112,7 @@ def pathway_figure(
         >>> pathway_figure(net, torch.rand(1, 3, 8, 8), sparsities=[0.5, 0.9])
         InteractiveFigure('pathway': Pathway, pathway gradient and confidence of 1 image at 2 sparsities, 0.5 to 0.9.)
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
-        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise PathwayError(f"the images are {shape}; give a tensor (batch, 1 or 3, height, width)")
+    require_pictures(images)
     if not sparsities:
         raise PathwayError("there are no sparsities; give at least one, for example [0.5, 0.9]")
     with torch.no_grad():
@@ -412,6 +410,20 @@ def _only_target(model: nn.Module, x: Tensor, target: Target) -> Tensor:
     if len(targets) != 1:
         raise PathwayError(f"x holds {len(targets)} inputs; give one, of shape (1, ...)")
     return targets
+
+
+def require_pictures(images: object) -> None:
+    """Raise :class:`PathwayError` where the images are not a batch of at least one grey or colour picture.
+
+    Example:
+        >>> require_pictures(torch.rand(3, 8, 8))
+        Traceback (most recent call last):
+        ...
+        pathwaylib.errors.PathwayError: the images are (3, 8, 8); give a tensor (batch, 1 or 3, height, width)
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise PathwayError(f"the images are {shape}; give a tensor (batch, 1 or 3, height, width)")
 
 
 def class_names_of(given: Sequence[str] | None, classes: int) -> list[str]:

@@ -246,8 +246,8 @@ def _download(address: str, path: Path, network: Pretrained) -> Path:
         ):
             shutil.copyfileobj(watched, file, 2**20)
             file.flush()
-            if _sha256(temporary) != network.sha256:
-                raise OSError(f"what came has SHA-256 {_sha256(temporary)}")
+            if (came := _sha256(temporary)) != network.sha256:
+                raise OSError(f"what came has SHA-256 {came}")
     return path
 
 

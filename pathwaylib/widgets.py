@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .attribution import PathwayGradient
 from .errors import PathwayError
 from .evaluation.pathways import pathway_logits
-from .interactive import class_names_of
+from .interactive import class_names_of, require_pictures
 from .linearity import linear_region
 from .neurons import observe, resolve_target
 from .pathway import Pathway
@@ -74,9 +74,7 @@ def explore(
         >>> [control.description for control in explorer.children[0].children]
         ['Image', 'Class', 'Selector', 'Sparsity', 'Site', 'Linear radius']
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
-        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise PathwayError(f"the images are {shape}; give a tensor (batch, 1 or 3, height, width)")
+    require_pictures(images)
     if not selectors:
         raise PathwayError("there are no selectors; give at least one, for example {'NeuronMCT': NeuronMCT}")
     with torch.no_grad():
