@@ -10,19 +10,27 @@ from __future__ import annotations
 
 import argparse
 import ast
+import codecs
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from pathlib import Path
+from typing import cast
 
+import latexcodec  # noqa: F401 (registers ulatex)
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from nbformat import NotebookNode
 from notebooks import read
+from pybtex.database import Entry, parse_file
 
-MATHJAX = Path(__file__).parents[1] / "node_modules" / "mathjax" / "es5" / "tex-svg-full.js"
+ROOT = Path(__file__).parents[1]
+BIBLIOGRAPHY = ROOT / "book" / "references.bib"
+MATHJAX = ROOT / "node_modules" / "mathjax" / "es5" / "tex-svg-full.js"
 PREDICT = "> **Predict before you look.**"
 ENDS = ("summary", "in short")
 LONG = 700  # characters of prose that still fit under a heading
@@ -237,9 +245,20 @@ def _statement(block: str) -> str:
     return "\n".join(f"> {line}" for line in text.splitlines())
 
 
-def _cited(key: str) -> str:
-    name, year = re.match(r"([a-z-]+?)(\d{4})", key.split(",")[0]).groups()  # type: ignore[union-attr]
-    return f"{name.title()} et al. ({year})"
+@cache
+def _bibliography() -> Mapping[str, Entry]:
+    return cast(Mapping[str, Entry], parse_file(str(BIBLIOGRAPHY)).entries)
+
+
+def _cited(keys: str) -> str:
+    """Name works as a sentence does: by one or two authors, or by the first of more, and the year."""
+    return "; ".join(_named(_bibliography()[key.strip()]) for key in keys.split(","))
+
+
+def _named(work: Entry) -> str:
+    names = [" ".join([*author.prelast_names, *author.last_names]) for author in work.persons["author"]]
+    plain = [re.sub(r"[{}]", "", codecs.decode(name, "ulatex")) for name in names]
+    return f"{' and '.join(plain) if len(plain) < 3 else f'{plain[0]} et al.'} ({work.fields['year']})"
 
 
 def _math(content: str, options: dict[str, bool]) -> str:
