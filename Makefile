@@ -20,10 +20,10 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help book html pdf assignments slides test execute experiments benchmark lint audit data browser clean
+.PHONY: help book html pdf assignments slides test test-environments execute experiments benchmark lint audit data browser clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # --- set-up: each stamp is made once, and again when what it was made from changes ---
 
@@ -60,6 +60,7 @@ define stage
 	rm -rf $(STAGE) && mkdir -p $(STAGE)
 	cp -pR _config.yml _toc.yml book $(STAGE)/
 	$(if $(STUDENT),$(BIN)/python tools/notebooks.py unsolve $(CHAPTERS:%=$(STAGE)/%))
+	$(if $(PATHWAYS_REPOSITORY_URL),$(BIN)/python tools/environments.py badge $(CHAPTERS:%=$(STAGE)/%))
 endef
 
 define build
@@ -97,6 +98,11 @@ slides: .venv/stamp-book node_modules/stamp  ## make lecture slides of the chapt
 test: .venv/stamp-book data browser html  ## unit tests, doctests, every chapter under nbval, the site in a browser
 	$(BIN)/python -m pytest --nbval --nbval-kernel-name python3 --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		tests pathwaylib $(CHAPTERS)
+
+# Half an hour and 15 GB of disk, so once a week, and before a release.
+test-environments: .venv/stamp-book  ## every chapter as Colab runs it, with our versions and the lowest supported
+	$(BIN)/python tools/environments.py run $(CHAPTERS)
+	$(BIN)/python tools/environments.py write $(CHAPTERS)
 
 lint: .venv/stamp-dev  ## ruff, mypy (strict), codespell, notebook hygiene
 	$(BIN)/ruff check .

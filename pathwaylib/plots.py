@@ -30,6 +30,13 @@ DIVERGING = "RdBu_r"
 """Colour map of signed values: blue below 0, white at 0, red above; told apart with red-green blindness too."""
 
 
+def _figure_of(axis: Axes) -> Figure:
+    """Return the whole figure: a part's own ``figure`` is the one it is a part of."""
+    figure = axis.figure.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
 def show_images(
     images: Tensor, *, titles: Sequence[str] | None = None, columns: int | None = None, size: float = 1.25
 ) -> Figure:
@@ -212,9 +219,7 @@ def show_curves(
     axis.grid(True)
     if len(checked) > 1:
         axis.legend()
-    figure = axis.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return _figure_of(axis)
 
 
 def show_protocols(
@@ -334,9 +339,7 @@ def show_intervals(
         axis.axvline(reference, color=mpl.rcParams["axes.edgecolor"], linewidth=1)
     if len(groups) > 1:
         axis.legend()
-    figure = axis.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return _figure_of(axis)
 
 
 def show_repetitions(
@@ -393,9 +396,7 @@ def show_repetitions(
     axis.grid(True)
     # Many names would cover the lines.
     axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
-    figure = axis.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return _figure_of(axis)
 
 
 def show_decoded(decoded: Mapping[str, Decoded], *, titles: Sequence[str] | None = None, size: float = 1.25) -> Figure:
@@ -466,8 +467,7 @@ def show_similarity(
     if axis is None:
         axis = plt.subplots(figsize=(0.5 * len(names) + 2, 0.45 * len(names) + 1), layout="constrained")[1]
     drawn = axis.imshow(values)
-    figure = axis.get_figure(root=True)
-    assert figure is not None
+    figure = _figure_of(axis)
     figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
     axis.spines[:].set_visible(False)
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
@@ -510,8 +510,7 @@ def show_scores(
         size = (0.72 * len(names) + 3, 0.46 * len(scores) + 1)
         axis = plt.subplots(figsize=size, layout="constrained")[1]
     drawn = axis.imshow(values, vmin=0, vmax=1, aspect="auto")
-    figure = axis.get_figure(root=True)
-    assert figure is not None
+    figure = _figure_of(axis)
     figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
     axis.spines[:].set_visible(False)
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")

@@ -1,82 +1,76 @@
-"""A chapter as Colab runs it: alone in a folder, with pathwaylib installed by its own first cell."""
+"""Chapters as Colab runs them: alone in a folder, with pathwaylib installed by their own first cell."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
+import environments
+import notebooks
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGED = ("pyproject.toml", "README.md", "LICENSE")
-# What Colab has before the first cell runs. The versions are ours: Colab's differ from week to week.
-PRESENT = ("torch", "torchvision", "numpy", "matplotlib", "pillow", "tqdm", "ipykernel", "ipywidgets", "nbclient")
-
-pytestmark = pytest.mark.slow
+CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
 
 
-def run(*command: str | Path, **options: object) -> str:
-    done = subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
-        text=True,
-        **options,  # type: ignore[call-overload]
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return str(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
+@pytest.mark.slow
+def test_a_chapter_runs_alone() -> None:
     # Not pytest's tmp_path: the environment has gigabytes, and must go with the test.
     with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
+        base = environments.build_environment("current", Path(name) / "environment")
+        found = environments.run_chapter(CHAPTERS[2], base, environments.build_wheel(Path(name)))
+    assert found["torch"] == dict(line.split("==") for line in environments.pins("current").split())["torch"]
+    assert found["cells"] > 3
+    assert 0 < found["minutes"] < 15
+    assert 0.2 < found["peak GB"] < 8
 
 
-@pytest.fixture(scope="module")
-def wheel(folder: Path) -> Path:
-    """Build the package from a copy, links followed, so that no build folder is left in the repository."""
-    source = folder / "source"
-    source.mkdir()
-    for name in PACKAGED:
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    run("cp", "-RL", ROOT / "pathwaylib", source)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source)
-    (built,) = folder.glob("pathwaylib-*.whl")
-    return built
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_chapters_say_what_they_were_verified_with(chapter: Path) -> None:
+    """As the table has it, in both environments, within the memory that Colab gives."""
+    rows = [row for row in environments.load_table() if row["chapter"] == chapter.stem]
+    assert [row["environment"] for row in rows] == ["current", "lowest"]
+    assert rows[1]["torch"] == environments.LOWEST_TORCH["torch"]
+    assert rows[1]["ipywidgets"].startswith("7.7.")
+    code = [cell for cell in notebooks.read(chapter).cells if cell.cell_type == "code"]
+    for row in rows:
+        assert int(row["cells"]) == len(code), "the chapter has other cells now: make test-environments"
+        assert float(row["peak GB"]) <= 4
+    assert notebooks.read(chapter).cells[0].source.endswith(environments.verified_line(chapter.stem))
 
 
-@pytest.fixture(scope="module")
-def python(folder: Path) -> Path:
-    environment = folder / "environment"
-    run(sys.executable, "-m", "venv", environment)
-    python = environment / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", *PRESENT)
-    return python
+def test_lowest_pins_are_the_bounds_that_the_project_states() -> None:
+    pins = dict(line.split("==") for line in environments.pins("lowest").split())
+    assert {"scipy", "captum", "ipykernel", "nbclient", "scikit-learn", "ray"} <= set(pins)
+    assert all(bound.endswith(".*") for name, bound in pins.items() if name not in environments.LOWEST_TORCH)
 
 
-def test_a_chapter_runs_alone(folder: Path, wheel: Path, python: Path) -> None:
-    chapter = ROOT / "book" / "03_contributions.ipynb"
-    alone = folder / "alone"
-    alone.mkdir()
-    (alone / chapter.name).write_bytes(chapter.read_bytes())
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "VIRTUAL_ENV"))},
-        "PATHWAYLIB_SOURCE": str(wheel),
-        "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
-    }
-    missing = "import importlib.util, sys; sys.exit(importlib.util.find_spec('pathwaylib') is not None)"
-    run(python, "-c", missing, cwd=alone, env=environment)
-    code = (
-        "import nbformat, nbclient; "
-        f"notebook = nbformat.read({chapter.name!r}, as_version=4); "
-        "nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3').execute(); "
-        "print(sum(cell.cell_type == 'code' and cell.execution_count is not None for cell in notebook.cells))"
+def test_writing_at_the_head_is_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chapter = tmp_path / CHAPTERS[0].name
+    shutil.copy(CHAPTERS[0], chapter)
+    before = notebooks.read(chapter)
+    for repository, branch in (("https://github.com/one/book", "main"), ("https://github.com/two/fork/", "next")):
+        monkeypatch.setenv("PATHWAYS_REPOSITORY_URL", repository)
+        monkeypatch.setenv("PATHWAYS_REPOSITORY_BRANCH", branch)
+        environments.rewrite([chapter], environments.COLAB_MARK, environments.colab_link, 1)
+    after = notebooks.read(chapter)
+    title, link, *rest = after.cells[0].source.split("\n\n")
+    address = f"https://colab.research.google.com/github/two/fork/blob/next/book/{chapter.name}"
+    assert link == f"[Open in Colab]({address})"
+    assert [title, *rest] == before.cells[0].source.split("\n\n")
+    assert after.cells[1:] == before.cells[1:]
+
+
+def test_no_line_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments, "TABLE", tmp_path / "environments.csv")
+    row = dict.fromkeys(
+        ("date", "python", "torch", "torchvision", "ipywidgets", "minutes", "peak GB", "processors"), "1"
     )
-    executed = run(python, "-c", code, cwd=alone, env=environment)
-    assert int(executed) > 3
-    assert [path.name for path in alone.iterdir()] == [chapter.name], "the chapter left files behind"
+    environments.store_row({"chapter": "one", "environment": "current", **row})
+    with pytest.raises(RuntimeError, match=r"one was not run in every environment: make test-environments"):
+        environments.verified_line("one")
+    for minutes in ("2", "3"):  # the later run replaces the earlier
+        environments.store_row({"chapter": "one", "environment": "lowest", **row, "minutes": minutes})
+    assert len(environments.load_table()) == 2
+    assert "(3 minutes, 1 GB)" in environments.verified_line("one")

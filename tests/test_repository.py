@@ -151,6 +151,7 @@ def test_notebook_check_reports_each_fault(tmp_path: Path) -> None:
     broken = v4.new_notebook(
         cells=[
             v4.new_code_cell("import torch"),
+            v4.new_markdown_cell("```{prf:proof}\n$1 = 1$\n```"),
             v4.new_code_cell("1 / 0", execution_count=2, outputs=[v4.new_output("error", ename="ZeroDivisionError")]),
             v4.new_code_cell("show()", execution_count=3, outputs=[figure]),
             v4.new_code_cell(
@@ -164,7 +165,15 @@ def test_notebook_check_reports_each_fault(tmp_path: Path) -> None:
     path = tmp_path / "broken.ipynb"
     notebooks.write(broken, path)
     found = "\n".join(notebooks.problems(path))
-    for fault in ("install cell", "parameters", "cell 0: not executed", "ZeroDivisionError", "alt text", "run to run"):
+    for fault in (
+        "install cell",
+        "parameters",
+        "cell 0: not executed",
+        "ZeroDivisionError",
+        "alt text",
+        "run to run",
+        "in backticks",
+    ):
         assert fault in found
 
 

@@ -117,6 +117,9 @@ def problems(path: Path) -> Iterator[str]:
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             yield from (f"cell {number}: {problem}" for problem in _cell_problems(cell))
+        elif "```{" in cell.source:
+            # Where MyST is not rendered, as in Colab, such a fence makes code of its text and formulas.
+            yield f"cell {number}: a directive in backticks; fence it with colons"
     before = nbformat.writes(notebook)
     if nbformat.writes(normalised(notebook)) != before:
         yield "metadata or outputs that change from run to run: python tools/notebooks.py normalise"
