@@ -73,4 +73,4 @@ def test_no_line_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for minutes in ("2", "3"):  # the later run replaces the earlier
         environments.store_row({"chapter": "one", "environment": "lowest", **row, "minutes": minutes})
     assert len(environments.load_table()) == 2
-    assert "(3 minutes, 1 GB)" in environments.verified_line("one")
+    assert "; 3 minutes and 1 GB with torch 1" in environments.verified_line("one")

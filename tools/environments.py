@@ -206,13 +206,14 @@ def verified_line(chapter: str) -> str:
     if sorted(row["environment"] for row in rows) != sorted(ENVIRONMENTS):
         raise RuntimeError(f"{chapter} was not run in every environment: make test-environments")
     runs = "; ".join(
-        f"Python {row['python']}, torch {row['torch']}, torchvision {row['torchvision']}, "
-        f"ipywidgets {row['ipywidgets']} ({row['minutes']} minutes, {row['peak GB']} GB)"
+        f"{row['minutes']} minutes and {row['peak GB']} GB with torch {row['torch']}, "
+        f"torchvision {row['torchvision']}, ipywidgets {row['ipywidgets']}"
         for row in rows
     )
+    pythons = " and ".join(sorted({row["python"] for row in rows}))
     return (
-        f"{VERIFIED_MARK}{max(row['date'] for row in rows)}, alone in an empty folder: {runs}. Time and memory are "
-        f"of all cells on {rows[0]['processors']} processor cores, with installing the library and fetching the data."
+        f"{VERIFIED_MARK}{max(row['date'] for row in rows)}, alone in an empty folder, on {rows[0]['processors']} "
+        f"processor cores with Python {pythons}: {runs}. This includes installing the library and fetching the data."
     )
 
 
