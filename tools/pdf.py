@@ -32,7 +32,9 @@ STYLE = """
 .bd-container, .bd-container__inner, .bd-main, .bd-content, .bd-article-container, .bd-article {
   max-width: none !important; width: 100% !important; margin: 0 !important; padding: 0 !important
 }
-pre, .highlight, .cell, .cell_input, .cell_output, .admonition, blockquote { break-inside: auto !important }
+pre, .highlight, [class*="highlight-"], .cell, .cell_input, .cell_output, .admonition, blockquote {
+  break-inside: auto !important
+}
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere }
 img, canvas { max-width: 100% !important }
 .cell_output img, tr, .pathwaylib-figure { break-inside: avoid }
@@ -114,12 +116,12 @@ def main(target: Path, pages: list[tuple[str, str]]) -> None:
     writer.add_metadata({"/Title": "Critical Pathways", "/Author": "The Critical Pathways authors"})
     for sheet in front.pages:
         writer.add_page(sheet)
-    writer.add_outline_item("Contents", 0)
+    writer.add_outline_item(title="Contents", page_number=0)
     for part in parts:
         first = len(writer.pages)
         for sheet in part.pdf.pages:
             writer.add_page(sheet)
-        writer.add_outline_item(part.title, first)
+        writer.add_outline_item(title=part.title, page_number=first)
     for sheet, number in zip(writer.pages, numbers.pages, strict=True):
         sheet.merge_page(number)
     target.parent.mkdir(parents=True, exist_ok=True)
