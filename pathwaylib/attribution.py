@@ -10,7 +10,8 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from .errors import PathwayError
-from .neurons import Target, check_model, frozen, masked, response, targets_of
+from .linearity.piecewise import check_batch
+from .neurons import Target, check_model, frozen, leaf, masked, response, targets_of
 from .selectors import NeuronMCT, Selector
 
 
@@ -63,15 +64,21 @@ class PathwayGradient(GradientAttribution):
         check_model(self.model, inputs)
         x = inputs.detach()
         pathway = self.selector(self.model, x, target)
+        check_batch(x, pathway)
         # A selector knows which class it explained, so that None does not cost another forward run.
         if target is None and pathway.targets is not None:
-            target = pathway.targets
+            target = pathway.targets.expand(len(x))
         elif target is None:
             target = targets_of(self.model, x)
-        x.requires_grad_()
+        x = leaf(x)
         with torch.enable_grad(), frozen(self.model):
             with masked(pathway, runs=1):
                 logits = self.model(x.clone())  # a network may change its input in place
+            if not logits.requires_grad:
+                raise PathwayError(
+                    f"{type(self.model).__name__} passes no gradient to the image: it runs, at least in part, under "
+                    "torch.no_grad()"
+                )
             return torch.autograd.grad(response(logits, target).sum(), x)[0]
 
     def has_convergence_delta(self) -> bool:

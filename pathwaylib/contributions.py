@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .errors import PathwayError, require_at_least_one
 from .linearity import KinkDistance, moving, walk
-from .neurons import Target, check_model, masked, observe, per_input, record, resolve_target, response, targets_of
-from .pathway import Pathway, split_sites
+from .neurons import Target, check_model, leaf, masked, observe, per_input, record, resolve_target, response, targets_of
+from .pathway import Pathway, holds_integers, split_sites
 from .ranking import kept_neurons, largest
 from .rerun import Rerun
 
@@ -69,7 +69,7 @@ class Contributions:
             sizes: neurons to keep, int64 ``(B,)``, from 0 to N each.
 
         Raises:
-            PathwayError: if there is not one size for each input, or one is out of range.
+            PathwayError: if there is not one whole number for each input, or one is out of range.
 
         Example:
             >>> scores = Contributions((torch.tensor([[1.0, 3.0, 2.0], [4.0, 6.0, 5.0]]),), ("relu_0",))
@@ -77,10 +77,11 @@ class Contributions:
             [[0, 1, 0], [0, 1, 1]]
         """
         neurons = sum(score[0].numel() for score in self.scores)
-        if sizes.shape != self.scores[0].shape[:1] or not 0 <= int(sizes.min()) <= int(sizes.max()) <= neurons:
+        fits = sizes.shape == self.scores[0].shape[:1] and holds_integers(sizes)
+        if not fits or not 0 <= int(sizes.min()) <= int(sizes.max()) <= neurons:
             raise PathwayError(
-                f"sizes of shape {tuple(sizes.shape)} for {len(self.scores[0])} inputs of {neurons} neurons; give one "
-                "number of neurons for each input"
+                f"{sizes.dtype} sizes of shape {tuple(sizes.shape)} for {len(self.scores[0])} inputs of {neurons} "
+                "neurons; give one number of neurons for each input, as an integer"
             )
         return Pathway(largest(self.scores, sizes.tolist()), self.sites, self.targets)
 
@@ -99,7 +100,8 @@ def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
         :class:`Contributions`, signed, in units of the response.
 
     Raises:
-        PathwayError: as :func:`pathwaylib.observe`, and if a target is out of range.
+        PathwayError: as :func:`pathwaylib.observe`, if a target is out of range, or if an activation carries no
+            gradient.
 
     Equation: c_j = a_j ∂Φ_t(x)/∂a_j. Its absolute value is the marginal contribution (NeuronMCT).
 
@@ -115,7 +117,13 @@ def taylor(model: nn.Module, x: Tensor, target: Target = None) -> Contributions:
     """
     check_model(model, x)
     with torch.enable_grad():
-        sites, _, post, logits = record(model, x.detach().requires_grad_(), keep_pre=False)
+        sites, _, post, logits = record(model, leaf(x), keep_pre=False)
+        cut = next((site.name for site, a in zip(sites, post, strict=True) if not a.requires_grad), None)
+        if cut:
+            raise PathwayError(
+                f"the activation of {cut} carries no gradient: {type(model).__name__} computes it under "
+                "torch.no_grad(), or not from the image; let gradients pass, or use integrated_gradients or ablation"
+            )
         targets = resolve_target(logits, target)
         # Down to the sites and not to the image: the first layer's backward pass is saved.
         gradients = torch.autograd.grad(response(logits, targets).sum(), post, materialize_grads=True)
@@ -260,7 +268,7 @@ def ablation(model: nn.Module, x: Tensor, target: Target = None, *, batch_size: 
 def _losses(rerun: Rerun, site: int, target: Tensor) -> Tensor:
     """Return what the response of one image loses without each neuron of a site, ``(1, ...)``."""
     a = rerun.post[site].flatten(1)
-    lost = torch.zeros_like(a[0])
+    lost = torch.zeros_like(a[0], dtype=rerun.logits.dtype)  # under autocast the activations may be of another type
     for neurons in a[0].nonzero()[:, 0].split(len(a)):
         without = a.clone()
         without[torch.arange(len(neurons)), neurons] = 0

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from .contributions import Contributions
 from .errors import PathwayError
-from .neurons import Target, check_model, frozen, masked, record, response
-from .pathway import Pathway
+from .neurons import Target, check_model, frozen, masked, record, refuse_inference_mode, response
+from .pathway import Pathway, holds_integers
 from .ranking import largest
 
 # Square root of the covariance of colours in natural photographs, as Olah et al. published it: brightness varies most.
@@ -202,7 +202,7 @@ def visualise_neuron(
         torch.Size([2, 3, 4, 4])
     """
     neurons = torch.as_tensor(neuron).reshape(-1)
-    if neurons.is_floating_point() or neurons.dtype == torch.bool or not len(neurons):
+    if not holds_integers(neurons) or not len(neurons):
         raise PathwayError(f"neuron is {neuron!r}; give positions in the flattened site as integers, at least one")
 
     def objective(images: Tensor) -> Tensor:
@@ -277,20 +277,27 @@ def _climb(
             f"steps={steps}, learning_rate={learning_rate}, total_variation={total_variation}: give at least one step, "
             "a positive learning rate and a weight of at least 0"
         )
+    refuse_inference_mode()
     generator = generator or torch.Generator().manual_seed(0)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     channels, height, width = shape
     size = (channels, height, width // 2 + 1, 2) if fourier else (channels, height, width)
     # Drawn in float64 for one image: the same beginning for every image, of any type.
     start = 0.01 * torch.randn(size, generator=generator, device=generator.device, dtype=torch.float64)
-    canvas = start.to(parameter).expand(count, *size).clone().requires_grad_()
+    # Neither the Fourier transform nor Adam is for half precision.
+    precision = torch.promote_types(parameter.dtype, torch.float32)
+    canvas = start.to(parameter.device, precision).expand(count, *size).clone().requires_grad_()
     paint = _frequencies(shape, canvas) if fourier else torch.sigmoid
-    check_model(model, paint(canvas.detach()))
+
+    def picture() -> Tensor:
+        return paint(canvas).to(parameter.dtype)
+
+    check_model(model, picture())
     optimiser = torch.optim.Adam([canvas], lr=learning_rate)
     history = []
     with torch.enable_grad():
         for _ in range(steps):
-            images = paint(canvas)
+            images = picture()
             responses = objective(augment(images, generator))
             loss = -responses.sum()
             if total_variation:
@@ -300,7 +307,7 @@ def _climb(
             optimiser.step()
             history.append(responses.detach())
     with torch.no_grad():
-        images = paint(canvas)
+        images = picture()
         return Decoded(images, objective(images), torch.stack(history))
 
 

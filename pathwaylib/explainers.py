@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from .attribution import PathwayGradient
 from .errors import PathwayError, require_at_least_one
-from .neurons import Site, Target, run, targets_of
+from .neurons import Site, Target, leaf, run, targets_of
 from .selectors import NeuronIntGrad, NeuronMCT, Selector
 
 Explainer = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -55,7 +55,7 @@ def explain(
         progress: show a progress bar over batches.
 
     Returns:
-        Attributions shaped like ``x``, without a gradient graph.
+        Attributions shaped like ``x`` and of its type, without a gradient graph.
 
     Raises:
         PathwayError: if ``model`` or ``x`` cannot be used, a target is out of range, or the explainer returns another
@@ -70,7 +70,8 @@ def explain(
     targets = targets_of(model, x, target, batch_size)
     parts = zip(x.detach().split(batch_size), targets.split(batch_size), strict=True)
     bar = tqdm(parts, total=-(-len(x) // batch_size), disable=not progress, leave=False)
-    found = torch.cat([explainer(model, images, chosen).detach() for images, chosen in bar])
+    # Captum answers half precision in single.
+    found = torch.cat([explainer(model, images, chosen).detach().to(images) for images, chosen in bar])
     if found.shape != x.shape:
         raise PathwayError(f"the explainer returned {tuple(found.shape)} for images of shape {tuple(x.shape)}")
     if not bool(found.isfinite().all()):
@@ -106,17 +107,17 @@ def explainers(
         ['pathway gradient MCT 0.95', 'pathway gradient IntGrad 0.95', 'random', 'centre']
     """
     found: dict[str, Explainer] = {
-        "gradient": lambda model, x, target: Saliency(model).attribute(_leaf(x), target, abs=False),
-        "input x gradient": lambda model, x, target: InputXGradient(model).attribute(_leaf(x), target),
+        "gradient": lambda model, x, target: Saliency(model).attribute(leaf(x), target, abs=False),
+        "input x gradient": lambda model, x, target: InputXGradient(model).attribute(leaf(x), target),
         "integrated gradients": lambda model, x, target: IntegratedGradients(model).attribute(
-            _leaf(x),
+            leaf(x),
             target=target,
             n_steps=n_steps,
             method="riemann_middle",
             internal_batch_size=max(len(x), min(64, _at_once(x))),
         ),
         "SmoothGrad": lambda model, x, target: _smooth_grad(model, x, target, samples, noise, seed),
-        "guided backprop": lambda model, x, target: GuidedBackprop(_guidable(model, x)).attribute(_leaf(x), target),
+        "guided backprop": lambda model, x, target: GuidedBackprop(_guidable(model, x)).attribute(leaf(x), target),
         "Grad-CAM": _grad_cam,
         "guided Grad-CAM": _guided_grad_cam,
     }
@@ -152,19 +153,14 @@ def times_input(explainer: Explainer) -> Explainer:
     return lambda model, x, target: explainer(model, x, target) * x
 
 
-def _leaf(x: Tensor) -> Tensor:
-    """Return the images as Captum wants them: its own copy, which asks for gradients."""
-    return x.detach().clone().requires_grad_()
-
-
 def _smooth_grad(model: nn.Module, x: Tensor, target: Tensor, samples: int, noise: float, seed: int) -> Tensor:
-    # NoiseTunnel draws from the global generator.
+    # NoiseTunnel draws from the global generator, in single precision at least.
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
         return cast(
             Tensor,
-            NoiseTunnel(Saliency(model)).attribute(
-                _leaf(x),
+            NoiseTunnel(Saliency(lambda noisy: model(noisy.to(x.dtype)))).attribute(
+                leaf(x),
                 target=target,
                 nt_samples=samples,
                 nt_samples_batch_size=max(1, min(samples, _at_once(x) // len(x))),
@@ -181,7 +177,7 @@ def _at_once(x: Tensor) -> int:
 
 def _grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     model = _out_of_place(model)
-    cam = LayerGradCam(model, last_maps(model, x)).attribute(_leaf(x), target, relu_attributions=True)
+    cam = LayerGradCam(model, last_maps(model, x)).attribute(leaf(x), target, relu_attributions=True)
     # Every channel gets its share, so that the sum over channels is the map.
     return cast(Tensor, LayerAttribution.interpolate(cam, x.shape[2:], "bilinear").expand_as(x) / x.shape[1])
 
@@ -189,7 +185,7 @@ def _grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 def _guided_grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     model = _guidable(model, x)
     explainer = GuidedGradCam(model, last_maps(model, x))
-    return cast(Tensor, explainer.attribute(_leaf(x), target, interpolate_mode="bilinear"))
+    return cast(Tensor, explainer.attribute(leaf(x), target, interpolate_mode="bilinear"))
 
 
 def _random(x: Tensor, seed: int) -> Tensor:

@@ -33,7 +33,7 @@ def cache_dir() -> Path:
         'pathwaylib'
     """
     override = os.environ.get("PATHWAYLIB_CACHE")
-    return Path(override or user_cache_dir("pathwaylib", appauthor=False))
+    return Path(override or user_cache_dir("pathwaylib", appauthor=False)).expanduser()
 
 
 def package_folder(package: str) -> Path | None:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from .errors import PathwayError
-from .pathway import Pathway
+from .pathway import Pathway, holds_integers
 
 Target = int | list[int] | Tensor | None
 
@@ -212,7 +212,8 @@ def _checked_logits(model: nn.Module, x: Tensor, logits: object) -> Tensor:
             f"{type(model).__name__} returned {got}; a network must return logits of shape ({len(x)}, classes)"
         )
     if not bool(logits.detach().isfinite().all()):
-        broken = next((name for name, value in model.state_dict().items() if not bool(value.isfinite().all())), None)
+        weights = [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
+        broken = next((name for name, value in weights if not bool(value.isfinite().all())), None)
         where = f"its weight {broken!r} holds NaN or infinity" if broken else "an overflow inside the network"
         raise PathwayError(f"{type(model).__name__} returned logits that are not finite: {where}")
     return logits
@@ -272,7 +273,9 @@ class _Recorder:
         self.versions: list[tuple[Tensor, int]] = []
 
     def __call__(self, site: Site, z: Tensor) -> Tensor:
-        private = self.private or z.is_inference()  # tensors of inference mode have no version counter
+        # Tensors of inference mode have no version counter. A view overwritten in place leaves our result behind: the
+        # network may go on with what it is a view of.
+        private = self.private or z.is_inference() or (site.in_place and z._is_view())
         overwrite = site.in_place and site.kind == "relu" and not (self.keep_pre or private)
         if (site.in_place and not overwrite) or (private and self.keep_pre):
             z = z.clone()
@@ -342,19 +345,30 @@ def apply_mask(pathway: Pathway) -> Visitor:
             raise PathwayError(
                 f"the pathway is on {mask.device}, the run on {z.device}; use pathway.to({str(z.device)!r})"
             )
-        # Bytes convert to floating point several times faster than bools.
         if site.kind != "relu":
             # These map 0 to 0, so masking before the activation equals masking after it.
-            return site.function(z * mask.view(torch.uint8).to(z.dtype))
-        if torch._C._len_torch_function_stack():
-            # Inside another block the activation has to be called, so that the outer one sees it too.
-            return site.function(z) * mask.view(torch.uint8).to(z.dtype)
+            return site.function(_times(z, mask))
+        if torch._C._len_torch_function_stack() or z.dtype == torch.float16:
+            # Inside another block the activation has to be called, so that the outer one sees it too. In half precision
+            # it takes -infinity away, which no factor 0 does.
+            return _times(site.function(z), mask)
         # ReLU and mask as one factor. The backward pass of torch.relu needs its result, which `h = relu(x); h += x`
         # overwrites; that of a product with bits needs only the bits.
-        bits = (z.detach() > 0).logical_and_(mask).view(torch.uint8).to(z.dtype)
+        bits = _bits((z.detach() > 0).logical_and_(mask), z)
         return z.mul_(bits) if site.in_place else z * bits
 
     return multiply
+
+
+def _times(a: Tensor, mask: Tensor) -> Tensor:
+    if a.dtype == torch.float16:
+        return a.masked_fill(~mask, 0)  # it overflows easily, and infinity times 0 is NaN
+    return a * _bits(mask, a)
+
+
+def _bits(mask: Tensor, like: Tensor) -> Tensor:
+    # Bytes convert to floating point several times faster than bools.
+    return mask.view(torch.uint8).to(like.dtype)
 
 
 def gated(model: nn.Module, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
@@ -368,6 +382,25 @@ def gated(model: nn.Module, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
         True
     """
     return run(model, x, lambda site, z: site.activate(z) * gates[site.index])
+
+
+def leaf(x: Tensor) -> Tensor:
+    """Return a copy of ``x`` that asks for gradients; the original may have been made in inference mode.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     x = torch.ones(2)
+        >>> leaf(x).requires_grad
+        True
+    """
+    refuse_inference_mode()
+    return x.detach().clone().requires_grad_()
+
+
+def refuse_inference_mode() -> None:
+    """Raise :class:`PathwayError` inside ``torch.inference_mode()``, where nothing can ask for gradients."""
+    if torch.is_inference_mode_enabled():
+        raise PathwayError("torch.inference_mode() rules out gradients, which are needed here; use torch.no_grad()")
 
 
 def check_model(model: nn.Module, x: Tensor) -> None:
@@ -430,7 +463,7 @@ def resolve_target(logits: Tensor, target: Target = None) -> Tensor:
     if target is None:
         return logits.detach().argmax(1)
     chosen = torch.as_tensor(target, device=logits.device)
-    if chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.is_complex():
+    if not holds_integers(chosen):
         raise PathwayError(f"the targets are {chosen.dtype}; give class indices as integers")
     if chosen.ndim == 0:
         chosen = chosen.expand(count)

@@ -59,10 +59,15 @@ class Pathway:
                 )
         if len({len(mask) for mask in self.masks}) > 1:
             raise PathwayError(f"the masks have different batch sizes: {[len(mask) for mask in self.masks]}")
-        if self.targets is not None and self.targets.shape != (len(self),):
+        if self.targets is None:
+            return
+        if self.targets.shape != (len(self),):
             raise PathwayError(
                 f"targets of shape {tuple(self.targets.shape)} for {len(self)} inputs; give one per input"
             )
+        if not holds_integers(self.targets):
+            raise PathwayError(f"the targets are {self.targets.dtype}; give class indices as integers")
+        object.__setattr__(self, "targets", self.targets.long())
 
     def __len__(self) -> int:
         """Return the number of inputs B."""
@@ -76,7 +81,7 @@ class Pathway:
     @property
     def neurons(self) -> int:
         """Number of neurons N of one input, all sites together."""
-        return sum(mask[0].numel() for mask in self.masks)
+        return sum(mask.shape[1:].numel() for mask in self.masks)
 
     @property
     def site_sizes(self) -> Tensor:
@@ -250,6 +255,16 @@ def _unpacked(packed: Tensor, shape: Sequence[int]) -> Tensor:
     if packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
         raise ValueError(f"{packed.dtype} of shape {tuple(packed.shape)} for a mask of shape {shape}")
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).view(shape)
+
+
+def holds_integers(numbers: Tensor) -> bool:
+    """Tell whether a tensor is of an integer type.
+
+    Example:
+        >>> [holds_integers(torch.tensor(number)) for number in (1, 1.0, True)]
+        [True, False, False]
+    """
+    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
 
 
 def split_sites(flat: Tensor, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:

@@ -343,8 +343,8 @@ def critical_sets(model: nn.Module, x: Tensor, *, at_most: int = 1_000_000) -> P
                     )
                 bits = torch.zeros(len(chosen), len(active), dtype=torch.bool, device=x.device)
                 bits.scatter_(1, torch.tensor(chosen, dtype=torch.long, device=x.device).view(len(chosen), size), True)
-                with masked(Pathway(split_sites(bits, shapes), seen.sites)):
-                    logits = model(x.expand(len(chosen), *x.shape[1:]))
+                with masked(Pathway(split_sites(bits, shapes), seen.sites), runs=1):
+                    logits = model(x.expand(len(chosen), *x.shape[1:]).clone())  # a network may change its input
                 found.append(bits[logits.isclose(seen.logits, rtol=1e-5, atol=1e-6).all(1)])
             if any(map(len, found)):
                 return Pathway(split_sites(torch.cat(found), shapes), seen.sites)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .contributions import Contributions, taylor
 from .errors import PathwayError, require_at_least_one, require_choice
-from .neurons import Target, gated, record, resolve_target, response, targets_of
+from .neurons import Target, gated, record, refuse_inference_mode, resolve_target, response, targets_of
 from .pathway import Pathway, split_sites
 from .ranking import kept_neurons, largest
 
@@ -210,6 +210,7 @@ class DistillationGuidedRouting:
             >>> [gate.shape for gate in DistillationGuidedRouting().gates(net, x).scores]
             [torch.Size([1, 3]), torch.Size([1, 2])]
         """
+        refuse_inference_mode()
         with torch.no_grad():
             sites, _, post, logits = record(model, x, keep_pre=False)
         x = x.detach()
@@ -241,7 +242,7 @@ class DistillationGuidedRouting:
             if bool((waited >= self.patience).all()):
                 break
             optimiser.zero_grad()
-            total.backward()
+            total.backward(inputs=gates)  # nothing else that asks for gradients gets any
         return Contributions(tuple(best), tuple(site.name for site in sites), targets)
 
     def _start(self, post: Sequence[Tensor]) -> list[Tensor]:

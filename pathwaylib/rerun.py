@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
 
-from .neurons import Site, Visitor, response, run, tensors_of
+from .neurons import Site, Visitor, refuse_inference_mode, response, run, tensors_of
 
 
 class Rerun:
@@ -41,6 +42,7 @@ class Rerun:
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
+        refuse_inference_mode()
         self.model = model
         self.x = x.detach()
         sites: list[Site] = []
@@ -179,7 +181,8 @@ class _Recalled(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         result = self.results[self.calls]
         self.calls += 1
-        return self.copies.get(id(result), result)
+        # What is overwritten may be one of several results, as the values of `max` are.
+        return _pytree.tree_map_only(Tensor, lambda tensor: self.copies.get(id(tensor), tensor), result)
 
 
 def _memory(tensor: Tensor) -> int:

@@ -76,12 +76,12 @@ def augment(images: Tensor, padding: int, generator: torch.Generator, *, cutout:
 
     Args:
         images: ``(B, C, H, W)``.
-        padding: largest shift in pixels.
+        padding: largest shift in pixels; 0 turns off mirroring too.
         generator: draws mirrorings, shifts and squares.
         cutout: side of the grey square in pixels; 0 covers nothing.
 
     Returns:
-        A new tensor of the same shape.
+        Images of the same shape; those given stay as they are.
 
     Source: DeVries and Taylor, *Improved Regularization of Convolutional Neural Networks with Cutout* (2017).
 
@@ -90,11 +90,12 @@ def augment(images: Tensor, padding: int, generator: torch.Generator, *, cutout:
         torch.Size([2, 3, 8, 8])
     """
     count, _, height, width = images.shape
-    mirrored = torch.rand(count, generator=generator) < 0.5
-    images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
-    windows = F.pad(images, (padding,) * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
-    top, left = torch.randint(2 * padding + 1, (2, count), generator=generator)
-    images = windows[torch.arange(count), :, top, left]
+    if padding:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+        windows = F.pad(images, (padding,) * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
+        top, left = torch.randint(2 * padding + 1, (2, count), generator=generator)
+        images = windows[torch.arange(count), :, top, left]
     if cutout:
         # The square may reach over the border, so that every pixel is covered equally often.
         top = torch.randint(1 - cutout, height, (count, 1), generator=generator)
@@ -111,9 +112,7 @@ def _batches(data: ImageSet, recipe: Recipe, generator: torch.Generator) -> Iter
     order = torch.randperm(len(data), generator=generator)
     for indices in order[: len(data) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size):
         images, labels = data[indices]
-        if recipe.crop_padding:
-            images = augment(images, recipe.crop_padding, generator, cutout=recipe.cutout)
-        yield images, labels
+        yield augment(images, recipe.crop_padding, generator, cutout=recipe.cutout), labels
 
 
 def train_classifier(

@@ -120,6 +120,7 @@ def explore(
                 numbers.value = _table({**rows, "linear radius": _radius(exact, x, pathway, target)})
         except PathwayError as error:
             numbers.value = f'<p role="alert">{html.escape(str(error))}</p>'
+            pictures.value = ""  # those of the selection before would seem to belong to this one
 
     for control in controls.children:
         control.observe(show, names="value")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pathwaylib import ActiveNeurons, NeuronMCT, Pathway, PathwayError, PathwayGradient, RandomSelection, taylor
+from pathwaylib.selectors import Chosen
 
 
 def gradient_written_out(network: RandomNetwork, x: Tensor, pathway: Pathway | None, targets: Tensor) -> Tensor:
@@ -79,6 +80,15 @@ def test_no_target_means_what_the_full_network_predicts() -> None:
         return Pathway(selector(model, images, target).masks, pathway.sites)
 
     torch.testing.assert_close(PathwayGradient(network, anonymous).attribute(x), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_one_pathway_for_all_brings_its_target() -> None:
+    network = small_network()
+    x = network.inputs(3)
+    one = NeuronMCT(0.5)(network, x[:1], 2)
+    expected = gradient_written_out(network, x, one, torch.tensor([2, 2, 2]))
+    found = PathwayGradient(network, Chosen(one)).attribute(x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("target", [1, [1, 1], torch.tensor([1, 1]), torch.tensor(1)])

@@ -12,7 +12,7 @@ from networks import Block, RandomNetwork, Record, networks, small_network, unch
 from torch import Tensor, nn
 from torch.func import jacrev
 
-from pathwaylib import Contributions, NeuronMCT, PathwayError, observe, taylor
+from pathwaylib import ActiveNeurons, Contributions, NeuronMCT, PathwayError, PathwayGradient, observe, taylor
 from pathwaylib.ranking import _scatter
 
 
@@ -101,6 +101,20 @@ def test_site_without_influence_scores_zero() -> None:
     unused, used = taylor(Detached().eval(), torch.rand(2, 3), 0).scores
     assert (unused == 0).all()
     assert (used != 0).any()
+
+
+def test_a_network_that_stops_gradients_is_answered() -> None:
+    class Stopping(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                h = torch.relu(self[0](x))
+            return self[1](torch.relu(h + 1))
+
+    network, x = Stopping(nn.Linear(3, 4), nn.Linear(4, 2)).eval(), torch.rand(2, 3)
+    with pytest.raises(PathwayError, match=r"activation of relu_0 carries no gradient"):
+        NeuronMCT()(network, x)
+    with pytest.raises(PathwayError, match=r"passes no gradient to the image"):
+        PathwayGradient(network, ActiveNeurons()).attribute(x)
 
 
 @given(networks())
@@ -297,8 +311,8 @@ def test_each_input_may_have_its_own_number() -> None:
             assert torch.equal(pathway[image].flatten(), one.flatten())
 
 
-@pytest.mark.parametrize("sizes", [[1, 2], [1, 2, 41], [-1, 2, 3]])
-def test_numbers_that_do_not_fit_are_refused(sizes: list[int]) -> None:
+@pytest.mark.parametrize("sizes", [[1, 2], [1, 2, 41], [-1, 2, 3], [1.0, 2.0, 3.0]])
+def test_numbers_that_do_not_fit_are_refused(sizes: list[float]) -> None:
     scores = Contributions((torch.rand(3, 40),), ("relu_0",))
     with pytest.raises(PathwayError, match="one number of neurons for each input"):
         scores.top_k(torch.tensor(sizes))

@@ -206,6 +206,19 @@ def test_ablation_is_the_loss_without_the_neuron(network: RandomNetwork, target:
             torch.testing.assert_close(score, lost, rtol=1e-9, atol=1e-9 * (1 + float(full.abs().max())))
 
 
+def test_ablation_of_a_network_that_computes_in_half_precision() -> None:
+    class Casting(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x).float()
+
+    network = Casting(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    nn.init.constant_(network[0].bias, 2)  # all neurons speak
+    found = ablation(network, torch.rand(2, 3), 0)
+    assert found.scores[0].dtype == torch.float32
+    assert found.scores[0].any()
+
+
 # --- Shapley values ---
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pathwaylib import ImageSet, PathwayError, cifar10, planted
+from pathwaylib import ImageSet, PathwayError, cache_dir, cifar10, planted
 from pathwaylib import data as module
 
 # --- planted ---
@@ -318,3 +318,9 @@ def test_archive_is_unpacked_below_its_folder_only(tmp_path: Path) -> None:
     assert [path for path in folder.rglob("*") if not path.is_dir()] == [folder / "part" / "of.txt"]
     assert (folder / "part" / "of.txt").read_bytes() == b"text"
     assert not (tmp_path / "escaped.txt").exists()
+
+
+def test_the_cache_may_be_named_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATHWAYLIB_CACHE", "~/somewhere")
+    assert cache_dir() == tmp_path / "somewhere"

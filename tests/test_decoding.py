@@ -209,6 +209,17 @@ def test_images_have_the_shape_asked_for(shape: tuple[int, int, int]) -> None:
     assert found.images.isfinite().all()
 
 
+@pytest.mark.parametrize("fourier", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_finds_about_the_same_image(weights: Tensor, fourier: bool, dtype: torch.dtype) -> None:
+    net = linear_network(weights)
+    everything = Pathway((torch.ones(1, 2, dtype=torch.bool),), ("relu_0",), torch.tensor([1]))
+    exact = decode_pathway(net, (2, 4, 5), everything, steps=5, fourier=fourier, augment=STILL).images
+    found = decode_pathway(net.to(dtype), (2, 4, 5), everything, steps=5, fourier=fourier, augment=STILL).images
+    assert found.dtype == dtype
+    assert float((found - exact).abs().max()) < 0.02
+
+
 def test_still_augment_gives_the_image_itself_and_draws_nothing() -> None:
     images, generator = torch.rand(2, 3, 5, 6), torch.Generator().manual_seed(0)
     assert STILL(images, generator) is images

@@ -1,14 +1,16 @@
 """pathwaylib.evaluation against closed forms."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import unchanged
 from scipy.stats import binom
-from torch import nn
+from torch import Tensor, nn
 
 from pathwaylib import (
     ActiveNeurons,
@@ -127,6 +129,34 @@ def test_wrong_sizes_are_answered(net: nn.Sequential) -> None:
         prediction_kept(net, x, pathway("100"))
     with pytest.raises(PathwayError, match="training mode"):
         prediction_kept(net.train(), x, pathway("10"))
+
+
+def test_a_network_that_normalises_in_place_leaves_the_images() -> None:
+    class Normalised(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(0.5).div_(0.25))
+
+    model, x = Normalised(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.rand(3, 4)
+    everything = Pathway((torch.ones(1, 6, dtype=torch.bool),), ("relu_0",))
+    with unchanged(model, x):
+        assert torch.equal(confidence(model, x, everything), confidence(model, x))
+        assert not blind(model, x, everything).any()
+
+
+@pytest.mark.parametrize("measure", [prediction_kept, blind])
+def test_a_pathway_of_a_shallower_network_is_refused(measure: Callable[..., Tensor]) -> None:
+    # Its one site fits both of this network's, as if it had run twice.
+    deeper = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    with pytest.raises(PathwayError, match="1 sites, but 2 activation calls"):
+        measure(deeper, torch.rand(1, 2), pathway("11"))
+
+
+@pytest.mark.parametrize("measure", [prediction_kept, blind])
+def test_logits_that_are_not_finite_are_answered(net: nn.Sequential, measure: Callable[..., Tensor]) -> None:
+    with torch.no_grad():
+        net[2].weight[0, 0] = torch.nan
+    with pytest.raises(PathwayError, match=r"'2\.weight' holds NaN"):
+        measure(net, torch.ones(1, 2), pathway("11"))
 
 
 def test_contribution_pathways_hold_no_dead_neuron() -> None:

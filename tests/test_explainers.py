@@ -290,6 +290,13 @@ def test_times_input_and_pathway_gradient() -> None:
     assert torch.equal(times_input(own)(model, x, target), own(model, x, target) * x)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    found = explain(cheap()[name], small_vgg().to(dtype), images(2).to(dtype), 0)
+    assert found.dtype == dtype
+
+
 def test_a_network_without_relu_has_a_gradient_too() -> None:
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
     x = torch.rand(4, 3, 2, 2, requires_grad=True)

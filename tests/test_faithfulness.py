@@ -479,6 +479,12 @@ def test_default_sizes_are_spaced_in_their_logarithm() -> None:
     assert tiny.n == (1,)
 
 
+def test_sizes_may_be_whole_floats() -> None:
+    by_float, by_int = (sensitivity_n(NET, X, A, n=[size], subsets=5) for size in (2.0, 2))
+    assert by_float.n == by_int.n
+    assert torch.equal(by_float.correlation, by_int.correlation)
+
+
 def test_what_does_not_vary_has_correlation_0() -> None:
     x = images(2)
     net = linear()

@@ -468,6 +468,17 @@ def test_pieces_of_a_line_by_hand() -> None:
     assert first_kink(network, torch.zeros(1, 1).double(), torch.ones(1).double()).tolist() == [6]
 
 
+def test_pieces_behind_a_neuron_that_wakes_at_once() -> None:
+    # relu(x), which starts on its kink, and behind it relu(1 - 2 relu(x)): switches at x = 0.5.
+    network = nn.Sequential(*scalar_network(nn.ReLU())[:2], *scalar_network(nn.ReLU(), -2.0)).eval()
+    x, ahead = torch.zeros(1, 1).double(), torch.ones(1).double()
+    with torch.no_grad():
+        network[2].bias.fill_(1)
+    assert linear_pieces(network, x, ahead)[0].tolist() == pytest.approx([0.5])
+    assert first_kink(network, x + 1e-9, ahead).tolist() == pytest.approx([0.5])
+    assert first_kink(network, x, ahead).isinf().all()  # as it says
+
+
 def test_a_walk_passes_what_rounding_repeats() -> None:
     # A condition that, by rounding, keeps reporting itself a little ahead is passed in few steps.
     calls = 0
@@ -561,6 +572,13 @@ def test_options_and_shapes_are_checked() -> None:
     for length in (0, -1, float("inf"), float("nan")):
         with pytest.raises(PathwayError, match="length is"):
             linear_pieces(network, x, x, length)
+    shorter = Pathway(pathway.masks[:2], pathway.sites[:2])
+    longer = Pathway((*pathway.masks, pathway.masks[0]), (*pathway.sites, "relu_3"))
+    for wrong, message in ((shorter, "more sites than the pathway, 2"), (longer, "3 sites, the pathway 4")):
+        with pytest.raises(PathwayError, match=message):
+            linear_region(network, x, wrong)
+        with pytest.raises(PathwayError, match=message):
+            first_kink(network, x, x, wrong)
     other = small_network(spelling="nn.ReLU6")
     with pytest.raises(PathwayError, match="site 0 of the run"):
         linear_region(other, x, pathway)
@@ -590,7 +608,7 @@ def test_one_pathway_serves_many_images_and_targets_default() -> None:
     one = NeuronMCT(0.5)(network, x[:1], 2)
     region = linear_region(network, x, Pathway(one.masks, one.sites))
     assert region.targets.tolist() == network(x).argmax(1).tolist()
-    assert linear_region(network, x[:1], one).targets.tolist() == [2]
+    assert linear_region(network, x, one).targets.tolist() == [2, 2, 2]
     repeated = Pathway(tuple(mask.expand(3, *mask.shape[1:]) for mask in one.masks), one.sites)
     torch.testing.assert_close(region.radius, linear_region(network, x, repeated).radius)
 

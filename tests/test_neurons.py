@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pathwaylib import Pathway, PathwayError, masked, observe, taylor
+from pathwaylib import (
+    ActiveNeurons,
+    DistillationGuidedRouting,
+    Pathway,
+    PathwayError,
+    PathwayGradient,
+    ablation,
+    decode_pathway,
+    first_kink,
+    masked,
+    observe,
+    taylor,
+)
 
 
 def random_masks(shapes: list[torch.Size], seed: int, keep: float = 0.7) -> tuple[Tensor, ...]:
@@ -98,6 +110,20 @@ def test_network_that_changes_its_input_in_place() -> None:
     with unchanged(network, x):
         scores = taylor(network, x, 0)
     assert scores.sites == ("relu_0", "relu_1")
+
+
+def test_a_view_overwritten_in_place() -> None:
+    class ThroughAView(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self[0](x)
+            F.relu_(h[:, :5])
+            return self[2](h)
+
+    plain, x = two_layers(), torch.rand(4, 3)
+    nn.init.constant_(plain[0].bias, 2)  # all neurons speak
+    expected = taylor(plain, x, 0).scores[0]
+    assert expected.any()
+    assert torch.equal(taylor(ThroughAView(*plain).eval(), x, 0).scores[0], expected)
 
 
 # --- masking ---
@@ -184,6 +210,16 @@ def test_blocks_nest_and_can_be_observed(spelling: str) -> None:
 # --- leaving everything as it was ---
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6()], ids=repr)
+def test_infinity_outside_the_pathway_is_no_nan(activation: nn.Module) -> None:
+    network = nn.Sequential(nn.Linear(1, 3, bias=False), activation, nn.Linear(3, 2)).half().eval()
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[1.0], [60_000.0], [-60_000.0]]))  # z = 2, inf, -inf
+        with masked(Pathway((torch.tensor([[True, False, True]]),), (f"{type(activation).__name__.lower()}_0",))):
+            logits = network(torch.tensor([[2.0]]).half())
+        assert torch.equal(logits, network[2](torch.tensor([[2.0, 0.0, 0.0]]).half()))
+
+
 class Failing(nn.Module):
     """Fails after its first activation."""
 
@@ -214,6 +250,7 @@ def test_observing_and_masking_change_nothing(network: RandomNetwork) -> None:
 
 def test_nothing_leaks_from_a_run_that_fails() -> None:
     network = Failing()
+    nn.init.constant_(network.layer.bias, 2)  # all neurons speak
     x = torch.rand(2, 3, dtype=torch.float64)
     mask = torch.zeros(1, 4, dtype=torch.bool)
     pathway = Pathway((mask, mask), ("relu_0", "relu_1"))
@@ -377,6 +414,38 @@ def test_broken_weights(value: float) -> None:
         observe(network, torch.rand(2, 3) + 10 * torch.eye(3)[:2])
     with pytest.raises(PathwayError, match=r"'2\.weight'"):
         taylor(network, torch.rand(2, 3) + 10 * torch.eye(3)[:2])
+
+
+def test_broken_weights_beside_a_state_that_is_no_tensor() -> None:
+    class Noting(nn.Linear):
+        def get_extra_state(self) -> str:
+            return "a note"
+
+    network = nn.Sequential(Noting(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    with torch.no_grad():
+        network[2].bias.fill_(torch.nan)
+    with pytest.raises(PathwayError, match=r"'2\.bias'"):
+        observe(network, torch.rand(2, 3))
+
+
+def test_inference_mode() -> None:
+    network = small_network()
+    with torch.inference_mode():
+        x = network.inputs(2)
+        pathway = ActiveNeurons()(network, x)  # needs no gradients
+        for call in (
+            lambda: taylor(network, x),
+            lambda: PathwayGradient(network, ActiveNeurons()).attribute(x),
+            lambda: ablation(network, x),
+            lambda: DistillationGuidedRouting()(network, x),
+            lambda: first_kink(network, x, x),
+            lambda: decode_pathway(network, x.shape[1:], pathway),
+        ):
+            with pytest.raises(PathwayError, match=r"use torch\.no_grad"):
+                call()
+    # Images that were made there are as good as any.
+    assert torch.equal(taylor(network, x).scores[0], taylor(network, x.clone()).scores[0])
+    assert torch.equal(PathwayGradient(network).attribute(x), PathwayGradient(network).attribute(x.clone()))
 
 
 def test_overflow_without_broken_weights() -> None:

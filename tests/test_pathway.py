@@ -128,6 +128,9 @@ def test_indexing_keeps_the_batch_dimension() -> None:
         assert torch.equal(part.flatten(), a.flatten()[rows])
         assert part.targets.tolist() == a.targets[rows].tolist()
         assert [mask.shape[1:] for mask in part.masks] == [mask.shape[1:] for mask in a.masks]
+    none = a[torch.zeros(5, dtype=torch.bool)]
+    assert none.neurons == a.neurons
+    assert repr(none).startswith("Pathway(0 inputs")
     assert len(list(a)) == 5
     with pytest.raises(IndexError):
         a[5]
@@ -162,6 +165,8 @@ def test_frozen() -> None:
         ((torch.ones(2, dtype=torch.bool),), ("relu_0",), None, r"\(2,\).*batch"),
         ((torch.ones(1, 2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)), ("a", "b"), None, r"\[1, 2\]"),
         ((torch.ones(2, 2, dtype=torch.bool),), ("relu_0",), torch.tensor([1]), r"\(1,\) for 2 inputs"),
+        ((torch.ones(2, 2, dtype=torch.bool),), ("relu_0",), torch.tensor([1.0, 2.0]), r"float32.*integers"),
+        ((torch.ones(2, 2, dtype=torch.bool),), ("relu_0",), torch.tensor([True, False]), r"bool.*integers"),
     ],
 )
 def test_parts_that_do_not_fit(masks: object, sites: object, targets: object, message: str) -> None:
@@ -198,6 +203,12 @@ def test_round_trip(drawn: tuple[Pathway, ...], seed: int, targets: bool, tmp_pa
     assert (loaded.targets is None) == (labels is None)
     assert labels is None or torch.equal(loaded.targets, labels)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_targets_of_any_integer_type_are_stored(tmp_path: Path) -> None:
+    a = random_pathway([(3,)], 2, 0)
+    Pathway(a.masks, a.sites, torch.tensor([1, 0], dtype=torch.int32)).save(tmp_path / "p")
+    assert torch.equal(Pathway.load(tmp_path / "p").targets, torch.tensor([1, 0]))
 
 
 def test_one_bit_per_neuron(tmp_path: Path) -> None:

@@ -188,6 +188,20 @@ def test_search_finds_what_can_be_worked_out_by_hand() -> None:
     assert critical_sets(model, torch.ones(1, 1)).sizes.tolist() == [0]
 
 
+def test_search_takes_a_network_that_changes_its_input() -> None:
+    class Scaled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(2))
+
+    model = Scaled(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.fill_(1)
+    x = torch.ones(1, 1)
+    assert critical_sets(model, x).sizes.tolist() == [2]
+    assert x.item() == 1
+
+
 def test_search_says_where_it_is_too_much() -> None:
     network = planted_network(n=2, idle=3)
     with pytest.raises(PathwayError, match="x holds 2 inputs"):

@@ -508,6 +508,14 @@ def test_selectors_change_nothing_and_note_the_target(selector: GreedyPruning, s
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=repr)
+def test_no_gradient_reaches_a_tensor_that_the_network_does_not_register(selector: GreedyPruning) -> None:
+    network, scale = small_network(), torch.ones((), dtype=torch.float64, requires_grad=True)
+    with network.stem.register_forward_hook(lambda module, given, result: result * scale):
+        selector(network, network.inputs(2))
+    assert scale.grad is None
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
 def test_a_network_that_fails_midway_is_left_as_it_was(selector: GreedyPruning) -> None:
     network = small_network()
     x = network.inputs(3)

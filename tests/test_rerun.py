@@ -106,6 +106,26 @@ class OverwritesThroughAView(nn.Module):
         return self.head(view.flatten(1))
 
 
+class OverwritesOneOfTwoResults(nn.Module):
+    """The first site overwrites the values that `max` returned together with their positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.stack([self.stem(x), self.stem(-x)], 2).max(2)[0] - 0.5
+        h = torch.relu_(torch.stack([z, z - 1], 2).max(2)[0])
+        return self.head(torch.relu(h + torch.relu(self.layer(h))))
+
+
+def test_an_overwritten_result_among_several_is_recalled_whole() -> None:
+    network = OverwritesOneOfTwoResults().double().eval()
+    x = torch.rand(3, 3, dtype=torch.float64)
+    assert Rerun(network, x)._overwritten[0]  # a copy is recalled
+    same_from_every_site(network, x)
+
+
 @pytest.mark.parametrize("network", [OverwritesEarlyResult(), OverwritesThroughAView()])
 def test_networks_that_overwrite_early_results(network: nn.Module) -> None:
     network.double().eval()

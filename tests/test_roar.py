@@ -96,8 +96,14 @@ def test_scores_go_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.
     assert torch.equal(found, score_images(gradient, model, data, progress=False))
     maps = explain(gradient, model, data[:10][0]).abs().amax(1)
     assert torch.allclose(found.float(), maps / maps.amax((1, 2), keepdim=True), atol=1e-3)
-    with pytest.raises(PathwayError, match="remove it"):
-        score_images(gradient, model, planted(n=9), folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("other", [planted(n=2, seed=1), planted(n=1)])
+def test_scores_of_other_images_are_refused(other: ImageSet, tmp_path: Path) -> None:
+    model, gradient = load_model("planted-cnn"), explainers()["gradient"]
+    score_images(gradient, model, planted(n=2), folder=tmp_path, progress=False)
+    with pytest.raises(PathwayError, match="scores of other images; remove it"):
+        score_images(gradient, model, other, folder=tmp_path, progress=False)
 
 
 def test_a_zero_map_has_scores_that_are_no_nan() -> None:

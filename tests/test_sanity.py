@@ -364,6 +364,17 @@ def test_networks_that_cannot_forget_are_answered() -> None:
         randomised(Backwards(), x)
 
 
+def test_layers_whose_reset_misses_their_weights_are_answered() -> None:
+    # What their weight is computed from stays, as reset_parameters writes into the result.
+    normalised = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 3))
+    copies = randomised(normalised.eval(), torch.rand(1, 4))
+    assert next(copies)[0] == "2"
+    with pytest.raises(PathwayError, match=r"layer '0' keeps its weights .*remove_parametrizations"):
+        next(copies)
+    # A reset that says what the layer is already is a reset.
+    assert len(list(randomised(nn.Sequential(nn.LayerNorm((2, 4)), nn.ReLU()).eval(), torch.rand(1, 2, 4)))) == 1
+
+
 # --- The check -------------------------------------------------------------------------------------------------------
 
 

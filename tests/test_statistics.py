@@ -30,6 +30,7 @@ def test_paired_difference_of_equal_methods() -> None:
     assert same.difference == Interval(0, 0, 0)
     assert (same.effect, same.share) == (0, Interval(0.5, 0.5, 0.5))
     assert paired_difference([1.0, 2.0], [2.0, 3.0]).effect == -np.inf
+    assert paired_difference([0.1] * 3, [0.0] * 3).effect == np.inf  # the rounded deviation of equal tenths is not 0
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,9 @@ def test_ranks() -> None:
 def test_ranks_refuse(scores: dict[str, list[float]]) -> None:
     with pytest.raises(PathwayError):
         rank_stability(scores)
+
+
+@pytest.mark.parametrize("options", [{"level": 2}, {"resamples": 0}])
+def test_ranks_refuse_draws_that_give_no_interval(options: dict[str, int]) -> None:
+    with pytest.raises(PathwayError, match=r"give a level in \(0, 1\) and at least one resample"):
+        rank_stability({"a": [1.0, 2.0], "b": [2.0, 1.0]}, **options)

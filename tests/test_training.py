@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pathwaylib import PathwayError, planted, training
 from pathwaylib.architectures import planted_cnn, resnet
 from pathwaylib.data import ImageSet
+from pathwaylib.files import digest_of
 from pathwaylib.training import Recipe, accuracy, augment, initialise, train_classifier
 
 RECIPE = Recipe(epochs=3, batch_size=16, peak_lr=0.05, crop_padding=2, seed=5)
@@ -223,6 +224,23 @@ def test_augmentation_keeps_the_set_of_values_and_draws_from_its_generator() -> 
     assert not torch.equal(first, third)
     for image, changed in zip(images, first, strict=True):
         assert set(changed.flatten().tolist()) <= set(image.flatten().tolist())
+
+
+def test_cutout_needs_no_crops() -> None:
+    recipe = replace(RECIPE, crop_padding=0, cutout=4)
+    images, _ = next(training._batches(DATA, recipe, torch.Generator().manual_seed(0)))
+    whole, _ = next(training._batches(DATA, replace(recipe, cutout=0), torch.Generator().manual_seed(0)))
+    covered = (images != whole).any(1)
+    assert covered.any((1, 2)).all()
+    assert (images.movedim(1, 3)[covered] == 0.5).all()
+
+
+def test_augmentation_draws_what_it_drew_when_the_networks_were_trained() -> None:
+    # A digest of its values and of the generator's next one, so that a recipe gives the same network again.
+    generator = torch.Generator().manual_seed(0)
+    found = augment(torch.arange(4 * 3 * 8 * 8).view(4, 3, 8, 8) / 1000, 2, generator, cutout=3)
+    following = torch.rand(1, generator=generator)
+    assert digest_of({"images": found, "following": following})[:16] == "8c1b2e037ecdfdf3"
 
 
 def test_initial_weights_come_from_the_seed_alone() -> None:

@@ -95,6 +95,7 @@ def test_what_fails_is_said_in_the_widget(model: nn.Module, images: torch.Tensor
     explorer = Handled(explore(model, images, selectors={"NeuronMCT": NeuronMCT, "refuses": refuses}))
     explorer.control["Selector"].value = "refuses"
     assert explorer.numbers.value == '<p role="alert">nothing &lt;fits&gt; at 0.9</p>'
+    assert explorer.pictures.value == ""
     explorer.control["Selector"].value = "NeuronMCT"
     assert "neurons kept" in explorer.numbers.value
 

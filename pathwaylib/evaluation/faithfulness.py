@@ -391,6 +391,7 @@ def sensitivity_n(
     sizes = _subset_sizes(pixels) if n is None else tuple(n)
     if not sizes or any(isinstance(size, bool) or size != int(size) or not 1 <= size <= pixels for size in sizes):
         raise PathwayError(f"n is {n}; give whole numbers from 1 to {pixels}, the number of pixels")
+    sizes = tuple(map(int, sizes))  # 2.0 is a whole number too
     require_at_least_one(subsets=subsets)
     if subsets < 2:
         raise PathwayError("one subset has no correlation; give subsets of at least 2, better 100")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import PathwayError, require_at_least_one
-from ..neurons import Activations, Target, check_model, frozen, masked, response
+from ..neurons import Activations, Target, _checked_logits, check_model, frozen, masked, response
 from ..pathway import Pathway
 from .statistics import Interval, bootstrap_interval
 
@@ -57,12 +58,15 @@ def pathway_logits(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_s
     with torch.no_grad():
         for start in range(0, len(x), batch_size):
             chosen = slice(start, start + batch_size)
-            if pathway is None:
-                parts.append(model(x[chosen]))
-                continue
-            with masked(pathway if len(pathway) == 1 else pathway[chosen]):
-                parts.append(model(x[chosen]))
+            with nullcontext() if pathway is None else _inside(pathway, chosen):
+                logits = model(x[chosen].clone())  # a network may change its input in place
+            parts.append(_checked_logits(model, x[chosen], logits))
     return torch.cat(parts)
+
+
+def _inside(pathway: Pathway, chosen: slice) -> AbstractContextManager[None]:
+    """Return the context of one run inside the pathways of the chosen inputs."""
+    return masked(pathway if len(pathway) == 1 else pathway[chosen], runs=1)
 
 
 def _check_inputs(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_size: int) -> None:
@@ -166,8 +170,8 @@ def blind(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 64
     for start in range(0, len(x), batch_size):
         chosen = slice(start, start + batch_size)
         images = x[chosen].detach().clone().requires_grad_()
-        with frozen(model), masked(pathway if len(pathway) == 1 else pathway[chosen]), torch.enable_grad():
-            logits = model(images)
+        with frozen(model), _inside(pathway, chosen), torch.enable_grad():
+            logits = _checked_logits(model, images, model(images.clone()))  # a leaf cannot be changed in place
         weights = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0)).to(logits)
         (slope,) = torch.autograd.grad((logits * weights).sum(), images)
         parts.append(~slope.flatten(1).any(1))

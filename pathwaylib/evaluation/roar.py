@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..data import ImageSet
 from ..errors import PathwayError
 from ..explainers import Explainer, explain
-from ..files import load_tensors, save_tensors
+from ..files import digest_of, load_tensors, save_tensors
 from ..training import Recipe, predictions, train_classifier
 from .faithfulness import pixel_order
 
@@ -38,7 +38,8 @@ def score_images(
         explainer: such as one of :func:`pathwaylib.explainers`.
         model: the network to explain, in eval mode, on ``device``.
         data: ``N`` images.
-        folder: keeps the scores, 5,000 images a file; a run that was stopped goes on after the last file.
+        folder: keeps the scores, 5,000 images a file; a run that was stopped goes on after the last file. Give one
+            folder per explainer, network and data set: only scores of other images can be told from the right ones.
         batch_size: images to explain at once.
         device: where the network is.
         progress: show a progress bar.
@@ -60,20 +61,20 @@ def score_images(
     parts = []
     starts = range(0, len(data), _SHARD)
     for start in tqdm(starts, unit="shard", disable=not progress, leave=False):
-        images, _ = data[start : start + _SHARD]
+        shard = slice(start, start + _SHARD)
         path = None if folder is None else folder / f"scores-{start:06d}.safetensors"
-        if path is None or not path.exists():
-            maps = explain(explainer, model, images.to(device), batch_size=batch_size, progress=progress)
-            part = _shares(maps).cpu()
-            if path is not None:
-                save_tensors(path, {"scores": part})
-        else:
-            part = load_tensors(path)[0].get("scores", torch.empty(0))
-        if part.shape != (len(images), *images.shape[2:]):
-            raise PathwayError(
-                f"{path} holds scores of shape {tuple(part.shape)} for images of shape {tuple(images.shape)}; remove it"
-            )
-        parts.append(part)
+        scored = {} if path is None else {"images": digest_of({"images": data.images[shard]})}
+        if path is not None and path.exists():
+            stored, noted = load_tensors(path)
+            if noted != scored:
+                raise PathwayError(f"{path} holds scores of other images; remove it, or give another folder")
+            parts.append(stored["scores"])
+            continue
+        images, _ = data[shard]
+        maps = explain(explainer, model, images.to(device), batch_size=batch_size, progress=progress)
+        parts.append(_shares(maps).cpu())
+        if path is not None:
+            save_tensors(path, {"scores": parts[-1]}, scored)
     return torch.cat(parts)
 
 

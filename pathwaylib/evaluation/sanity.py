@@ -336,12 +336,30 @@ def _forgetful_copies(
             changed, forgetful = copy.deepcopy(model), []
         modules = nn.ModuleList(changed.get_submodule(name) for name in names)
         # On the CPU, so that every device gets the same weights; into the old tensors, so that shared ones stay shared.
-        modules.load_state_dict(initialise(copy.deepcopy(modules).cpu(), own_seed).state_dict())
+        modules.load_state_dict(_fresh(modules, names, own_seed).state_dict())
         forgetful.extend(modules)
         if layer in stops:
             if calibration is not None:
                 _measure_statistics(changed, forgetful, calibration)
             yield layer, copy.deepcopy(changed)
+
+
+def _fresh(modules: nn.ModuleList, names: Sequence[str], seed: int) -> nn.Module:
+    """Return copies of modules, on the CPU, that have drawn new weights."""
+    fresh = copy.deepcopy(modules).cpu()
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            if parameter.ndim > 1:
+                parameter.fill_(torch.nan)  # shows where a reset does not reach; it may draw equal weights by design
+    initialise(fresh, seed)
+    for name, module in zip(names, fresh, strict=True):
+        if any(bool(parameter.isnan().any()) for parameter in module.parameters() if parameter.ndim > 1):
+            raise PathwayError(
+                f"layer {name!r} keeps its weights under reset_parameters (weight normalisation or another "
+                "reparametrisation?); take that off first, with torch.nn.utils.parametrize.remove_parametrizations or "
+                "torch.nn.utils.remove_weight_norm"
+            )
+    return fresh
 
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

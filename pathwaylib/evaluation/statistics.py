@@ -89,8 +89,7 @@ def bootstrap_interval(
         raise PathwayError(f"values of shape {sample.shape}; an interval needs one number per input, at least two")
     if not np.isfinite(sample).all():
         raise PathwayError("the values hold NaN or infinity; leave those inputs out, and say how many they were")
-    if not 0 < level < 1 or resamples < 1:
-        raise PathwayError(f"level={level}, resamples={resamples}: give a level in (0, 1) and at least one resample")
+    _check_draws(level, resamples)
     value = float(statistic(sample))
     if (sample == sample[0]).all():
         return Interval(value, value, value)
@@ -104,6 +103,11 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(value, float(found.low), float(found.high))
+
+
+def _check_draws(level: float, resamples: int) -> None:
+    if not 0 < level < 1 or resamples < 1:
+        raise PathwayError(f"level={level}, resamples={resamples}: give a level in (0, 1) and at least one resample")
 
 
 class PairedDifference(NamedTuple):
@@ -165,7 +169,8 @@ def paired_difference(
     differences = one - other
     interval = bootstrap_interval(differences, level=level, resamples=resamples, seed=seed)
     share = bootstrap_interval((np.sign(differences) + 1) / 2, level=level, resamples=resamples, seed=seed)
-    spread = differences.std(ddof=1)
+    # Rounding can give equal differences a standard deviation above 0.
+    spread = 0.0 if (differences == differences[0]).all() else differences.std(ddof=1)
     effect = interval.value / spread if spread > 0 else np.copysign(np.inf, interval.value) if interval.value else 0.0
     return PairedDifference(interval, float(effect), share)
 
@@ -206,7 +211,8 @@ def rank_stability(
         :class:`RankStability`.
 
     Raises:
-        PathwayError: if there are fewer than two methods or repetitions, their numbers differ, or one is not finite.
+        PathwayError: if there are fewer than two methods or repetitions, their numbers differ, one is not finite, or
+            ``level`` or ``resamples`` is out of range.
 
     Equation: W = 12 Σ_m (R_m − R̄)² / (n² (M³ − M) − n Σ T), with R_m the sum of a method's ranks over n repetitions,
     M methods, and T = Σ (t³ − t) over the groups of t equal scores in a repetition.
@@ -228,6 +234,7 @@ def rank_stability(
     repetitions, methods = table.shape
     if repetitions < 2 or not np.isfinite(table).all():
         raise PathwayError(f"{repetitions} repetitions; give at least two, and finite scores")
+    _check_draws(level, resamples)
     draws = np.random.default_rng(seed).integers(repetitions, size=(resamples, repetitions))
     drawn = rankdata(np.stack([table[draw].mean(0) for draw in draws]), axis=1)
     tail = (1 - level) / 2

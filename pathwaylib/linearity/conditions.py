@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..errors import PathwayError
-from ..neurons import Site, run
+from ..neurons import Site
 from ..pathway import Pathway
 from .convolution import sparse_convolution
 from .kinks import moving
@@ -89,7 +89,7 @@ class Probe(Watch):
         shape = (probes, *image.shape[1:])
         self.directions = torch.randn(shape, generator=generator, dtype=torch.float64).to(image)
         with torch.no_grad(), forward_ad.dual_level():
-            run(model, moving(image.expand(shape).clone(), self.directions), self, within=self)
+            self.follow(model, moving(image.expand(shape).clone(), self.directions))
 
     def at_site(self, site: Site, z: Tensor) -> Tensor:
         """Take in the neurons of a site that move along the probes."""
@@ -151,7 +151,7 @@ class Graph(Watch):
         self.leaves: dict[str, Tensor] = {}
         self.slopes: dict[str, Tensor] = {}
         self.asleep = 0
-        self.logits = run(model, self.x, self, within=self)
+        self.logits = self.follow(model, self.x)
 
     def at_site(self, site: Site, z: Tensor) -> Tensor:
         """Keep the pre-activation in the graph; cut the activation off where asked."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..errors import PathwayError
-from ..neurons import Site, check_model, per_input, run
+from ..neurons import Site, check_model, per_input, refuse_inference_mode
 from ..pathway import Pathway
 from .piecewise import KINKS, Watch, check_batch, gather
 
@@ -18,8 +18,10 @@ from .piecewise import KINKS, Watch, check_batch, gather
 def first_kink(model: nn.Module, x: Tensor, direction: Tensor, pathway: Pathway | None = None) -> Tensor:
     """Return how far each image can move along a direction before a condition changes.
 
-    Exact up to rounding, by one forward run with tangents. A condition that holds with equality at ``x`` itself is
-    passed over: it lies at distance 0 and not ahead.
+    Exact up to rounding, by one forward run with tangents, unless a condition holds with equality at ``x`` itself.
+    That one is passed over: it lies at distance 0 and not ahead. The run then stays on one side of it (a ReLU counts as
+    off), whatever the direction, and kinks that depend on the other side are missed: start a hair ahead, or use
+    :func:`linear_pieces`, which does.
 
     Args:
         model: a piecewise-linear network in eval mode, see :func:`linear_region`.
@@ -128,7 +130,7 @@ def _along(model: nn.Module, x: Tensor, direction: Tensor, pathway: Pathway | No
         point = x.detach() + per_input(position, x) * tangent
         kinks = KinkDistance(pathway)
         with torch.no_grad(), forward_ad.dual_level():
-            run(model, moving(point, tangent), kinks, within=kinks)
+            kinks.follow(model, moving(point, tangent))
         return x.new_full((len(x),), torch.inf) if kinks.distance is None else kinks.distance
 
     return next_kink
@@ -156,7 +158,7 @@ class KinkDistance(Watch):
         >>> with torch.no_grad(), forward_ad.dual_level():
         ...     _ = net[0].weight.fill_(2), net[0].bias.fill_(1)  # z = 2 x + 1
         ...     x = moving(torch.ones(1, 1), -torch.ones(1, 1))
-        ...     _ = run(net, x, kinks, within=kinks)
+        ...     _ = kinks.follow(net, x)
         >>> kinks.distance
         tensor([1.5000])
     """
@@ -188,6 +190,7 @@ class KinkDistance(Watch):
 
 def moving(value: Tensor, rate: Tensor) -> Tensor:
     """Return a dual tensor: ``value``, which changes at ``rate``. To be used inside ``forward_ad.dual_level()``."""
+    refuse_inference_mode()  # it drops tangents in silence
     with warnings.catch_warnings():
         # On its first use PyTorch compiles parts of its forward mode with a function that it has deprecated.
         warnings.simplefilter("ignore", FutureWarning)

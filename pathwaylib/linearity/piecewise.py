@@ -8,12 +8,12 @@ from math import ceil
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from ..errors import PathwayError
-from ..neurons import Site, apply_mask, tensors_of
+from ..neurons import Site, apply_mask, run, tensors_of
 from ..pathway import Pathway
 
 KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "relu6": (0.0, 6.0)}
@@ -44,6 +44,7 @@ _CONSTANT = _words(
     "isfloatingpoint iscontiguous stride storageoffset elementsize zeroslike oneslike emptylike newzeros newones "
     "newempty newfull fulllike gradfn isleaf names version hash"
 )
+_ANOTHER = "make the pathway with this network"
 
 
 def check_batch(x: Tensor, pathway: Pathway | None) -> None:
@@ -57,7 +58,7 @@ def check_batch(x: Tensor, pathway: Pathway | None) -> None:
 class Watch(TorchFunctionMode, ABC):
     """Visitor and function mode of one run: shown every site and every max-pooling; refuses what may not be linear.
 
-    Use it as both: ``run(model, x, watch, within=watch)``. Only values that move with the image are of interest:
+    :meth:`follow` uses it as both, for a whole network. Only values that move with the image are of interest:
     those that carry a tangent or a gradient graph.
     """
 
@@ -71,6 +72,8 @@ class Watch(TorchFunctionMode, ABC):
     def __call__(self, site: Site, z: Tensor) -> Tensor:
         """Count the site and pass it on."""
         self.sites += 1
+        if self.masks is not None and self.sites > len(self.masks):
+            raise PathwayError(f"the run has more sites than the pathway, {len(self.masks)}; {_ANOTHER}")
         return self.at_site(site, z)
 
     def __torch_function__(
@@ -96,6 +99,13 @@ class Watch(TorchFunctionMode, ABC):
         self.pools += 1
         self.at_pool(f"max_pool_{self.pools - 1}", windows, given)
         return result
+
+    def follow(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Run ``model`` on ``x``, watched; return the logits."""
+        logits = run(model, x, self, within=self)
+        if self.masks is not None and self.sites < len(self.masks):
+            raise PathwayError(f"the run has {self.sites} sites, the pathway {len(self.masks)}; {_ANOTHER}")
+        return logits
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one of the network's calls."""

@@ -109,7 +109,7 @@ def linear_region(
     check_model(model, x)
     check_batch(x, pathway)
     if target is None and pathway is not None and pathway.targets is not None:
-        target = pathway.targets
+        target = pathway.targets.expand(len(x))
     targets = targets_of(model, x, target)
     generator = generator or torch.Generator().manual_seed(0)
     found = []
