@@ -10,8 +10,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from .errors import PathwayError
-from .linearity.piecewise import check_batch
-from .neurons import Target, check_model, frozen, leaf, masked, response, targets_of
+from .neurons import Target, check_batch, check_model, frozen, leaf, masked, response, targets_of
 from .selectors import NeuronMCT, Selector
 
 

@@ -201,10 +201,10 @@ def run(model: nn.Module, x: Tensor, visitor: Visitor, within: AbstractContextMa
             f"no ReLU, ReLU6 or leaky ReLU call was seen while {type(model).__name__} ran; traced, scripted or "
             "compiled networks hide theirs (pass the original module), and other activations have no sites"
         )
-    return _checked_logits(model, x, logits)
+    return checked_logits(model, x, logits)
 
 
-def _checked_logits(model: nn.Module, x: Tensor, logits: object) -> Tensor:
+def checked_logits(model: nn.Module, x: Tensor, logits: object) -> Tensor:
     """Return what ``model`` returned for ``x`` if it is finite logits."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -438,6 +438,12 @@ def check_model(model: nn.Module, x: Tensor) -> None:
         raise PathwayError("the images hold NaN or infinity; clean them first, for example with torch.nan_to_num")
 
 
+def check_batch(x: Tensor, pathway: Pathway | None) -> None:
+    """Raise :class:`PathwayError` where a pathway holds neither one input nor those of ``x``."""
+    if pathway is not None and len(pathway) not in (1, len(x)):
+        raise PathwayError(f"the pathway holds {len(pathway)} inputs, the batch {len(x)}; give as many, or one for all")
+
+
 def response(logits: Tensor, target: Target = None) -> Tensor:
     """Return the response Φ_t(x), the logit of each input's target, shape ``(B,)``; see :func:`resolve_target`."""
     return logits.gather(1, resolve_target(logits, target)[:, None])[:, 0]
@@ -488,7 +494,7 @@ def targets_of(model: nn.Module, x: Tensor, target: Target = None, batch_size: i
     with torch.no_grad():
         parts = x.detach().split(batch_size or len(x))
         # A network may change its input in place, hence the clone.
-        logits = torch.cat([_checked_logits(model, part, model(part.clone())) for part in parts])
+        logits = torch.cat([checked_logits(model, part, model(part.clone())) for part in parts])
     return resolve_target(logits, target)
 
 

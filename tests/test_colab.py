@@ -18,8 +18,8 @@ CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
 def test_a_chapter_runs_alone() -> None:
     # Not pytest's tmp_path: the environment has gigabytes, and must go with the test.
     with tempfile.TemporaryDirectory() as name:
-        base = environments.build_environment("current", Path(name) / "environment")
-        found = environments.run_chapter(CHAPTERS[2], base, environments.build_wheel(Path(name)))
+        built = environments.build_environment("current", Path(name) / "environment")
+        found = environments.run_chapter(CHAPTERS[2], built, environments.build_wheel(Path(name)))
     assert found["torch"] == dict(line.split("==") for line in environments.pins("current").split())["torch"]
     assert found["cells"] > 3
     assert 0 < found["minutes"] < 15

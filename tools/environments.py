@@ -19,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import tomllib
@@ -27,6 +28,8 @@ from pathlib import Path
 
 import notebooks
 import psutil
+
+from pathwaylib.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
 PINS = ROOT / "constraints.txt"
@@ -88,17 +91,26 @@ def build_wheel(folder: Path) -> Path:
     return built
 
 
+def create(folder: Path, *options: str) -> Path:
+    """Make an empty environment; return its interpreter."""
+    run(sys.executable, "-m", "venv", *options, folder)
+    return folder / "bin" / "python"
+
+
+def packages_of(folder: Path) -> Path:
+    """Return where an environment keeps its packages."""
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
+
+
 def build_environment(environment: str, folder: Path) -> Path:
-    """Make an environment with what Colab brings, in a new folder; return its site-packages."""
-    folder.mkdir()
+    """Make an environment with what Colab brings, in a new folder; return the folder."""
+    python = create(folder)
     (folder / "constraints.txt").write_text(pins(environment))
-    run(sys.executable, "-m", "venv", folder)
-    python = folder / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--constraint", folder / "constraints.txt", *PRESENT)
-    return Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    return folder
 
 
-def run_chapter(chapter: Path, base: Path, wheel: Path) -> dict[str, object]:
+def run_chapter(chapter: Path, environment: Path, wheel: Path) -> dict[str, object]:
     """Run a chapter over an environment, which stays as it is; return its minutes, its memory and the versions.
 
     The chapter gets a layer of its own above the environment: what it installs lies there, and goes with it. Memory is
@@ -106,20 +118,15 @@ def run_chapter(chapter: Path, base: Path, wheel: Path) -> dict[str, object]:
     """
     with tempfile.TemporaryDirectory() as name:
         layer, alone, cache = (Path(name) / part for part in ("layer", "alone", "cache"))
-        run(sys.executable, "-m", "venv", "--without-pip", layer)
-        python = layer / "bin" / "python"
-        above = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-        (above / "environment.pth").write_text(f"{base}\n")
+        python = create(layer, "--without-pip")
+        (packages_of(layer) / "environment.pth").write_text(f"{packages_of(environment)}\n")
         alone.mkdir()
         (alone / chapter.name).write_bytes(chapter.read_bytes())
-        kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYTEST", "VIRTUAL_ENV", "PATHWAYLIB"))
-        }
         variables = {
-            **kept,
+            **{key: value for key, value in os.environ.items() if not key.startswith(OURS)},
             "PATHWAYLIB_SOURCE": str(wheel),
             "PATHWAYLIB_CACHE": str(cache),
-            "PIP_CONSTRAINT": str(next(base.parents[2].glob("constraints.txt"))),
+            "PIP_CONSTRAINT": str(environment / "constraints.txt"),
         }
         missing = "import importlib.util, sys; sys.exit(importlib.util.find_spec('pathwaylib') is not None)"
         run(python, "-c", missing, cwd=alone, env=variables)
@@ -171,12 +178,10 @@ def store_row(row: Mapping[str, object]) -> None:
     """Put a row in the place of that of the same chapter and environment."""
     rows = {(old["chapter"], old["environment"]): old for old in load_table()}
     rows[str(row["chapter"]), str(row["environment"])] = {key: str(value) for key, value in row.items()}
-    partial = TABLE.with_suffix(".partial")
-    with partial.open("w", newline="") as lines:
+    with atomic_write(TABLE) as partial, partial.open("w", newline="") as lines:
         writer = csv.DictWriter(lines, fieldnames=list(row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[key] for key in sorted(rows))
-    partial.replace(TABLE)
 
 
 def verify(chapters: Iterable[Path], environments: Iterable[str]) -> list[str]:
@@ -185,10 +190,10 @@ def verify(chapters: Iterable[Path], environments: Iterable[str]) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         wheel = build_wheel(Path(name))
         for environment in environments:
-            base = build_environment(environment, Path(name) / environment)
+            built = build_environment(environment, Path(name) / environment)
             for chapter in chapters:
                 try:
-                    found = run_chapter(chapter, base, wheel)
+                    found = run_chapter(chapter, built, wheel)
                 except RuntimeError as failure:
                     failures.append(f"{environment}: {failure}")
                     print(failures[-1], flush=True)

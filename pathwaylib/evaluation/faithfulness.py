@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PathwayError, require_at_least_one, require_choice
-from ..neurons import Target, check_model, resolve_target, response
+from ..neurons import Target, check_model, checked_logits, resolve_target, response
 from .fills import NOISE, Fill, baseline, draw_noise, imputed
 
 Order = Literal["morf", "lerf"]
@@ -452,15 +452,7 @@ def _pearson(scores: Tensor, removed: Tensor, drop: Tensor, noise: float) -> Ten
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
-        logits = model(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise PathwayError(
-            f"{type(model).__name__} returned {got}; a network must return logits ({len(images)}, classes)"
-        )
-    if not bool(logits.isfinite().all()):
-        raise PathwayError(f"{type(model).__name__} returned logits that are not finite")
-    return logits
+        return checked_logits(model, images, model(images))
 
 
 def _prepared(model: nn.Module, x: Tensor, target: Target, batch_size: int) -> tuple[Tensor, Tensor]:

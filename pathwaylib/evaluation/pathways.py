@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import PathwayError, require_at_least_one
-from ..neurons import Activations, Target, _checked_logits, check_model, frozen, masked, response
+from ..neurons import Activations, Target, check_batch, check_model, checked_logits, frozen, masked, response
 from ..pathway import Pathway
 from .statistics import Interval, bootstrap_interval
 
@@ -60,7 +60,7 @@ def pathway_logits(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_s
             chosen = slice(start, start + batch_size)
             with nullcontext() if pathway is None else _inside(pathway, chosen):
                 logits = model(x[chosen].clone())  # a network may change its input in place
-            parts.append(_checked_logits(model, x[chosen], logits))
+            parts.append(checked_logits(model, x[chosen], logits))
     return torch.cat(parts)
 
 
@@ -72,8 +72,7 @@ def _inside(pathway: Pathway, chosen: slice) -> AbstractContextManager[None]:
 def _check_inputs(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_size: int) -> None:
     check_model(model, x)
     require_at_least_one(batch_size=batch_size)
-    if pathway is not None and len(pathway) not in (1, len(x)):
-        raise PathwayError(f"the pathway holds {len(pathway)} inputs, the batch {len(x)}; give as many, or one for all")
+    check_batch(x, pathway)
 
 
 def prediction_kept(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 256) -> Tensor:
@@ -171,7 +170,7 @@ def blind(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 64
         chosen = slice(start, start + batch_size)
         images = x[chosen].detach().clone().requires_grad_()
         with frozen(model), _inside(pathway, chosen), torch.enable_grad():
-            logits = _checked_logits(model, images, model(images.clone()))  # a leaf cannot be changed in place
+            logits = checked_logits(model, images, model(images.clone()))  # a leaf cannot be changed in place
         weights = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0)).to(logits)
         (slope,) = torch.autograd.grad((logits * weights).sum(), images)
         parts.append(~slope.flatten(1).any(1))

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..errors import PathwayError
-from ..neurons import Site, check_model, per_input, refuse_inference_mode
+from ..neurons import Site, check_batch, check_model, per_input, refuse_inference_mode
 from ..pathway import Pathway
-from .piecewise import KINKS, Watch, check_batch, gather
+from .piecewise import KINKS, Watch, gather
 
 
 def first_kink(model: nn.Module, x: Tensor, direction: Tensor, pathway: Pathway | None = None) -> Tensor:

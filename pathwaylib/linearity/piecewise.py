@@ -47,14 +47,6 @@ _CONSTANT = _words(
 _ANOTHER = "make the pathway with this network"
 
 
-def check_batch(x: Tensor, pathway: Pathway | None) -> None:
-    """Raise where a pathway holds neither one input nor those of ``x``."""
-    if pathway is not None and len(pathway) not in (1, len(x)):
-        raise PathwayError(
-            f"the pathway holds {len(pathway)} inputs, the images {len(x)}; give one each, or one for all"
-        )
-
-
 class Watch(TorchFunctionMode, ABC):
     """Visitor and function mode of one run: shown every site and every max-pooling; refuses what may not be linear.
 

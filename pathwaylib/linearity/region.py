@@ -10,11 +10,10 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 
 from ..errors import PathwayError
-from ..neurons import Target, check_model, targets_of
+from ..neurons import Target, check_batch, check_model, targets_of
 from ..pathway import Pathway
 from .chain import Chain
 from .conditions import Binding, Graph, Node, Probe, one_by_one
-from .piecewise import check_batch
 
 
 @dataclass(frozen=True, eq=False)
