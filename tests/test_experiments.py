@@ -11,6 +11,7 @@ from pathwaylib import load_model, model_card, planted
 from pathwaylib.training import accuracy
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+NOTEBOOKS = sorted(EXPERIMENTS.glob("*.ipynb"))  # stored without outputs, so that no check but these would run them
 
 
 @pytest.mark.slow
@@ -34,20 +35,7 @@ def test_train_subjects_stores_a_network_and_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "experiment",
-    [
-        "critical_pathways",
-        "linear_regions",
-        "faithfulness",
-        "roar",
-        "sanity_checks",
-        "planted_truth",
-        "generators",
-        "forcing",
-        "large_networks",
-    ],
-)
+@pytest.mark.parametrize("experiment", [path.stem for path in NOTEBOOKS if path.stem != "train_subjects"])
 def test_an_experiment_runs_in_its_quick_profile(experiment: str, tmp_path: Path) -> None:
     papermill.execute_notebook(
         EXPERIMENTS / f"{experiment}.ipynb",
