@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +49,10 @@ app = typer.Typer(
 
 _Model = Annotated[str, typer.Option(help="A network by name, such as cifar10-vgg or imagenet-efficientnet-lite0.")]
 _Selector = Annotated[str, typer.Option(help=f"One of {', '.join([*SELECTORS, 'active', 'generator'])}.")]
-_Sparsity = Annotated[float, typer.Option(help="Share of the neurons to remove, in [0, 1).")]
+_Sparsity = Annotated[
+    float | None,
+    typer.Option(help="Share of the neurons to remove, in [0, 1); else 0.9. `active` and `generator` take none."),
+]
 _Device = Annotated[str, typer.Option(help="Where to run the network: cpu, cuda, cuda:1.")]
 
 
@@ -58,7 +62,7 @@ def extract_command(
     images: Annotated[str, typer.Option(help="A folder of images, or cifar10 (its test split), or cifar10-train.")],
     out: Annotated[Path, typer.Option(help="Folder to write to; a run that was stopped there is taken up.")],
     selector: _Selector = "neuron-mct",
-    sparsity: _Sparsity = 0.9,
+    sparsity: _Sparsity = None,
     limit: Annotated[int | None, typer.Option(help="Take only as many images, the first ones.")] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Text file with the names of the network's classes, a line each; else its own.")
@@ -81,11 +85,11 @@ def extract_command(
         found = extract(
             network,
             _images(images),
-            _selector(selector, sparsity, model),
+            _selector(selector, sparsity, model, device),
             out,
             size=_size(model),
             limit=limit,
-            classes=_class_names(model) if classes is None else classes.read_text(encoding="utf-8").splitlines(),
+            classes=_class_names(model) if classes is None else _lines(classes),
             name=model,
             batch_size=batch_size,
             shard_size=shard_size,
@@ -158,14 +162,14 @@ def explain_command(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     model: _Model,
     selector: _Selector = "neuron-mct",
-    sparsity: _Sparsity = 0.9,
+    sparsity: _Sparsity = None,
     target: Annotated[int | None, typer.Option(help="Class to explain, from 0; else the one predicted.")] = None,
     out: Annotated[Path | None, typer.Option(help="Figure to write, such as cat.png or cat.svg.")] = None,
     device: _Device = "cpu",
 ) -> None:
     """Draw what an image's pathway says of its pixels, beside the plain gradient."""
     network = _network(model, device)
-    chosen = _selector(selector, sparsity, model)
+    chosen = _selector(selector, sparsity, model, device)
     x = load_image(image, _size(model)).to(device)
     targets = targets_of(network, x, target)
     maps = {
@@ -190,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _network(name: str, device: str) -> nn.Module:
     try:
+        float(torch.zeros((), device=device))  # fails on `meta`, where networks load, but nothing can be computed
         return load_model(name, device=device)
     except (AssertionError, RuntimeError) as error:  # PyTorch's, for a device that it does not have
         reason = str(error).splitlines()[0]
@@ -198,11 +203,21 @@ def _network(name: str, device: str) -> nn.Module:
         ) from error
 
 
-def _selector(name: str, sparsity: float, model: str) -> Selector:
+def _selector(name: str, sparsity: float | None, model: str, device: str) -> Selector:
     require_choice("selector", name, [*SELECTORS, "active", "generator"])
-    if name == "active":
-        return ActiveNeurons()
-    return load_generator(f"{model}-generator") if name == "generator" else SELECTORS[name](sparsity)
+    if name in SELECTORS:
+        chosen: Selector = SELECTORS[name](0.9 if sparsity is None else sparsity)
+        return chosen
+    if sparsity is not None:
+        raise PathwayError(f"sparsity is {sparsity}, but {name!r} keeps what it finds; leave it out")
+    return ActiveNeurons() if name == "active" else load_generator(f"{model}-generator", device=device)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise PathwayError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
 
 
 def _images(images: str) -> ImageSet | str:

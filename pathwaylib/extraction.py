@@ -7,6 +7,7 @@ any order: the files are the same.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -35,7 +36,7 @@ from .neurons import observe
 from .pathway import Pathway
 from .pictures import Picture, UnreadableImage, printable
 from .selectors import NeuronIntGrad, NeuronMCT, Selector
-from .sources import Files, InMemory
+from .sources import Files, InMemory, noted
 
 Engine = Literal["local", "ray"]
 
@@ -48,7 +49,7 @@ def extract(
     selector: Selector,
     folder: str | os.PathLike[str],
     *,
-    size: int = 32,
+    size: int | None = None,
     limit: int | None = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
@@ -71,22 +72,24 @@ def extract(
     - for each site, ``contribution_relu_0`` and so on: their signed contributions to the response of the predicted
       class, in float16: what NeuronIntGrad ranks by, for other selectors the first-order ones (:func:`taylor`).
 
-    Each file's metadata says how it came about (``pathwaylib``: the selector, the SHA-256 of the network's weights,
-    the shape of each site, versions) and which image files were odd (``remarks``). Files that cannot be read as an
-    image are left out, see :func:`read_picture`; they never stop a run.
+    Each file's metadata says how it came about (``pathwaylib``: the selector, the SHA-256 of the network's weights and
+    of its layers as they are printed, the shape of each site, versions) and which image files were odd (``remarks``).
+    Files that cannot be read as an image are left out, see :func:`read_picture`; they never stop a run.
 
     A run that was stopped, even by ``kill -9``, is taken up by the same call: complete files are kept, and nothing is
-    lost or written twice. A folder holds one run: a call with other settings, images or versions is refused. The
-    memory does not grow with the number of images.
+    lost or written twice. A folder holds one run: a call with other settings, images or versions is refused. (Image
+    files are told apart by name, size and time of change: to read a million of them would take hours.) The memory does
+    not grow with the number of images.
 
     Args:
         model: a network in eval mode that takes float images ``(B, 3, H, W)`` in [0, 1], on any device.
         images: an image set, or a folder of image files, searched with all its subfolders.
-        selector: any selector whose settings are plain values; one that holds a generator is refused, since its
+        selector: any selector whose settings are plain values. One that draws at random draws anew for each batch,
+            seeded by the id of the batch's first image; one that holds a generator of its own is refused, since its
             pathways would depend on where a run was stopped.
         folder: where to write; made if it is not there.
-        size: height and width to which image files are brought: the largest centred square, scaled. A file that has
-            the size already is taken as it is.
+        size: height and width to which image files are brought: the largest centred square, scaled; 32 if left out. A
+            file that has the size already is taken as it is, and images of an image set must have it.
         limit: take only as many images, the first ones.
         classes: names of the network's classes in the order of its logits; an image set's own if left out.
         name: of the network, to be noted with its hash.
@@ -119,22 +122,34 @@ def extract(
         >>> pq.read_table(found.files[0]).column_names[:6]
         ['id', 'label', 'prediction', 'confidence', 'dead', 'kept_relu_0']
     """
-    optional = {key: value for key, value in {"limit": limit, "workers": workers}.items() if value is not None}
-    require_at_least_one(size=size, batch_size=batch_size, shard_size=shard_size, readers=readers, **optional)
+    optional = {"size": size, "limit": limit, "workers": workers}
+    given = {key: value for key, value in optional.items() if value is not None}
+    require_at_least_one(batch_size=batch_size, shard_size=shard_size, readers=readers, **given)
     require_choice("engine", engine, get_args(Engine))
+    if workers is not None and engine != "ray":
+        raise PathwayError(f"workers is {workers}, but engine is {engine!r}; give engine='ray', or leave workers out")
     folder = Path(folder)
     source = (
-        InMemory.of(images, limit) if isinstance(images, ImageSet) else Files.below(Path(images), folder, size, limit)
+        InMemory.of(images, size, limit)
+        if isinstance(images, ImageSet)
+        else Files.below(Path(images), folder, size or 32, limit)
     )
     fingerprint = source.fingerprint()
-    sites = _sites(model, source.shape())
+    sites, logits = _seen(model, source.shape())
     if classes is None and isinstance(images, ImageSet):
         classes = images.classes
+    if isinstance(classes, str):
+        raise PathwayError(f"classes is {classes!r}; give a list of names, one for each of {logits} logits")
+    if classes is not None and len(classes) != logits:
+        raise PathwayError(
+            f"classes holds {len(classes)} names, the network gives {logits} logits; give a name for each"
+        )
     settings = {
         "format": FORMAT,
         "model": {
             "name": name or type(model).__name__,
             "sha256": digest_of(model.state_dict()),
+            "layers": hashlib.sha256(repr(model).encode()).hexdigest(),  # weights do not tell a ReLU from a GELU
             "device": _like(model).device.type,
         },
         "selector": _described(selector),
@@ -151,7 +166,9 @@ def extract(
         count = fingerprint["count"]
         starts = range(0, count, shard_size)
         done = {number for number in range(len(starts)) if shard_in(shard_path(folder, number)) is not None}
-        todo = ((number, names) for number, names in enumerate(_chunks(source.ids(), shard_size)) if number not in done)
+        handed_out = hashlib.sha256()
+        ids = noted(source.ids(), handed_out)
+        todo = ((number, names) for number, names in enumerate(_chunks(ids, shard_size)) if number not in done)
         before = sum(min(shard_size, count - starts[number]) for number in done)
         with tqdm(total=count, initial=before, unit="image", disable=not progress) as bar:
             if engine == "ray":
@@ -159,7 +176,7 @@ def extract(
             else:
                 for number, names in todo:
                     job.run(number, names, bar.update)
-        if source.fingerprint() != fingerprint:
+        if fingerprint != source.fingerprint() or fingerprint["ids"] != handed_out.hexdigest():
             raise PathwayError(f"{images} changed while it was read: remove {folder}, and extract from files at rest")
     return read_extraction(folder)
 
@@ -233,7 +250,7 @@ class _Job:
     def _rows(self, images: Sequence[_Labelled]) -> pa.RecordBatch:
         like = _like(self.model)
         x = torch.stack([image.pixels for image in images]).to(like) / 255
-        found = _find(self.model, self.selector, x)
+        found = _find(self.model, _seeded(self.selector, images[0].name), x)
         confidence, prediction = found.logits.double().softmax(1).max(1)
         columns: dict[str, pa.Array] = {
             "id": pa.array([image.name for image in images]),
@@ -280,11 +297,21 @@ def _find(model: nn.Module, selector: Selector, x: Tensor) -> _Found:
     return _Found(pathway, scores, seen.logits, (pathway & ~seen.active()).sizes)
 
 
+def _seeded(selector: Selector, name: str) -> Selector:
+    """Return a selector that draws at random with a seed of its own for an id; without, every batch draws the same."""
+    drawing: Any = selector
+    if "generator" not in {field.name for field in fields(drawing)}:
+        return selector
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
+    seeded: Selector = replace(drawing, generator=torch.Generator().manual_seed(seed))
+    return seeded
+
+
 # --- what a run is ---
 
 
-def _sites(model: nn.Module, shape: tuple[int, ...]) -> dict[str, list[int]]:
-    """Return the shape of each site for an image of a shape; raise where the network does not take it."""
+def _seen(model: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, list[int]], int]:
+    """Return the shape of each site for an image of a shape, and how many logits; raise where it is not taken."""
     x = torch.zeros(1, *shape).to(_like(model))
     try:
         with torch.no_grad():
@@ -294,7 +321,7 @@ def _sites(model: nn.Module, shape: tuple[int, ...]) -> dict[str, list[int]]:
             f"the network does not take images of shape {shape} ({str(error).splitlines()[0]}); give the size it was "
             "trained on as size="
         ) from error
-    return {site: list(a.shape[1:]) for site, a in zip(seen.sites, seen.post, strict=True)}
+    return {site: list(a.shape[1:]) for site, a in zip(seen.sites, seen.post, strict=True)}, seen.logits.shape[1]
 
 
 def _described(selector: Selector) -> dict[str, Any]:

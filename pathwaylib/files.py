@@ -7,7 +7,8 @@ import glob
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -55,6 +56,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         OSError: of a full disk, with what to do; ``path`` is as it was.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with atomic_write(folder / "note.txt") as temporary:
         ...     _ = temporary.write_text("whole or not at all")
@@ -70,25 +72,30 @@ def atomic_writes(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Do what :func:`atomic_write` does for several files that belong together: none is replaced before all are whole.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with atomic_writes(folder / "a", folder / "b") as (a, b):
         ...     _ = a.write_text("first"), b.write_text("second")
         >>> sorted(file.name for file in folder.iterdir())
         ['a', 'b']
     """
-    temporaries = []
+    paths = tuple(path.resolve() for path in paths)  # a link stays one, and what it leads to is replaced
+    if strange := [path for path in paths if path.exists() and not path.is_file()]:
+        raise PathwayError(f"{strange[0]} is there and is no regular file; give another path to write to")
+    temporaries: list[Path] = []
     try:
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-            os.close(handle)
-            temporaries.append(Path(name))
+            temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+            temporary.open("xb").close()
+            temporaries.append(temporary)
         yield tuple(temporaries)
         for temporary in temporaries:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())  # a power cut could leave the new name with nothing behind it
-            temporary.chmod(0o644)  # mkstemp lets only its owner read
         for temporary, path in zip(temporaries, paths, strict=True):
+            if path.exists():
+                shutil.copymode(path, temporary)
             temporary.replace(path)
     except OSError as error:
         if error.errno not in _NO_SPACE:
@@ -105,12 +112,14 @@ def clear_leftovers(path: Path) -> None:
     """Remove what processes that were killed while they wrote ``path`` left beside it; nobody else may be writing it.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / ".note-ab12_xyz.txt").touch()
         >>> clear_leftovers(folder / "note.txt")
         >>> list(folder.iterdir())
         []
     """
+    path = path.resolve()  # as it was written
     for leftover in path.parent.glob(f".{glob.escape(path.stem)}-{'?' * 8}{glob.escape(path.suffix)}"):
         leftover.unlink(missing_ok=True)
 
@@ -123,6 +132,7 @@ def load_json(path: Path, advice: str) -> dict[str, Any]:
         PathwayError: if it is damaged or holds something else, with the ``advice`` what to do then.
 
     Example:
+        >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "card.json"
         >>> _ = path.write_text('{"seed": 0}')
         >>> load_json(path, "train it again")
@@ -156,6 +166,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Store tensors and some text as safetensors, with a checksum, atomically.
 
     Example:
+        >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "some.safetensors"
         >>> save_tensors(path, {"a": torch.arange(3)}, {"of": "numbers"})
         >>> load_tensors(path)

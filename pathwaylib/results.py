@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import platform
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .errors import PathwayError
@@ -104,7 +106,8 @@ class ResultStore:
             ``finished``.
 
         Raises:
-            PathwayError: if the stored table is damaged or was computed with other settings.
+            PathwayError: if the stored table is damaged or was computed with other settings, or an entry of a job
+                would not be found again in a CSV file, such as ``None`` or 1/3.
 
         Example:
             >>> import tempfile
@@ -114,8 +117,9 @@ class ResultStore:
             [{'n': 2, 'square': 4}, {'n': 3, 'square': 9}]
         """
         path = self.folder / f"{name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings or {}))
+        _require_found_again(jobs)
+        path.parent.mkdir(parents=True, exist_ok=True)
         locks = cache_dir() / "locks" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
         locks.mkdir(parents=True, exist_ok=True)
         for job in tqdm(jobs, unit="job"):
@@ -159,7 +163,7 @@ class ResultStore:
         # The provenance first: a table without one would be numbers of unknown origin.
         with atomic_writes(path.with_suffix(".json"), path) as (noted, table):
             noted.write_text(text, encoding="utf-8")
-            frame.to_csv(table, index=False, float_format="%.6g")
+            table.write_text(_as_csv(frame), encoding="utf-8")
         return _read_table(path)
 
 
@@ -186,6 +190,11 @@ def load_results(name: str) -> pd.DataFrame:
     return _read_table(path)
 
 
+def _as_csv(frame: pd.DataFrame) -> str:
+    text: str = frame.to_csv(index=False, float_format="%.6g")
+    return text
+
+
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path)
@@ -199,7 +208,26 @@ def _holds(table: pd.DataFrame, job: Mapping[str, Any], path: Path) -> bool:
         return False
     if absent := [key for key in job if key not in table]:
         raise PathwayError(f"{path} has no column {', '.join(absent)}: it is damaged or holds other jobs; {_MEND}")
-    return bool(np.logical_and.reduce([table[key] == value for key, value in job.items()]).any())
+    return bool(_rows_of(table, job).any())
+
+
+def _rows_of(table: pd.DataFrame, job: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Mark the rows of a job."""
+    marked: NDArray[np.bool_] = np.logical_and.reduce([table[key] == value for key, value in job.items()])
+    return marked
+
+
+def _require_found_again(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise :class:`PathwayError` for a job that a table would not hold as it is: it would be done at every call."""
+    # Each as the only row, and among all: what a column is taken for depends on everything in it.
+    for rows in [*([job] for job in jobs), list(jobs)]:
+        back = pd.read_csv(io.StringIO(_as_csv(pd.DataFrame(rows)))) if rows else pd.DataFrame()
+        for job in rows:
+            if job.keys() != set(back) or not _rows_of(back, job).any():
+                raise PathwayError(
+                    f"the job {dict(job)} reads otherwise once it was written to a CSV file; give all jobs the same "
+                    "keys, numbers of at most six digits, and text that is not 'None' or a number"
+                )
 
 
 def _provenance(minutes: float, rows: int, settings: object) -> dict[str, object]:

@@ -8,11 +8,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from .data import ImageSet
 from .errors import PathwayError
 from .pictures import Picture, UnreadableImage, files_below, printable, read_picture
+
+
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+
+def noted(names: Iterator[str], digest: _Digest) -> Iterator[str]:
+    """Yield names as they are, and note each in a digest."""
+    for name in names:
+        digest.update(os.fsencode(name) + b"\0")
+        yield name
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +35,25 @@ class InMemory:
     data: ImageSet
 
     @classmethod
-    def of(cls, data: ImageSet, limit: int | None) -> InMemory:
-        """Take the first images of a set."""
-        return cls(ImageSet(data.images[:limit], data.labels[:limit], data.classes))
+    def of(cls, data: ImageSet, size: int | None, limit: int | None) -> InMemory:
+        """Take the first images of a set, of a size if it is given."""
+        images, labels = data.images, data.labels
+        if images.dtype != torch.uint8 or images.dim() != 4 or not 0 < len(images) == len(labels):
+            raise PathwayError(
+                f"the image set holds {images.dtype} {tuple(images.shape)} and {len(labels)} labels; give images as "
+                "uint8 (N, C, H, W), at least one, and a label for each"
+            )
+        if size is not None and tuple(images.shape[2:]) != (size, size):
+            raise PathwayError(
+                f"the image set holds images of {images.shape[2]} x {images.shape[3]} pixels, size is {size}; give "
+                "images of that size, or files, which are brought to it"
+            )
+        if int(labels.max()) >= len(data.classes):
+            raise PathwayError(
+                f"the image set holds the label {int(labels.max())} and names {len(data.classes)} classes; give a name "
+                "for each, counted from 0"
+            )
+        return cls(ImageSet(images[:limit], labels[:limit], data.classes))
 
     def ids(self) -> Iterator[str]:
         """Yield the ids in order."""
@@ -36,17 +65,19 @@ class InMemory:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the number of images, and what tells these images from others."""
-        digest = hashlib.sha256(self.data.images.contiguous().numpy().data)
+        ids, digest = hashlib.sha256(), hashlib.sha256(self.data.images.contiguous().numpy().data)
         digest.update(self.data.labels.contiguous().numpy().data)
-        return {"count": len(self.data), "sha256": digest.hexdigest()}
+        count = sum(1 for _ in noted(self.ids(), ids))
+        return {"count": count, "ids": ids.hexdigest(), "sha256": digest.hexdigest()}
 
     def read(self, name: str) -> Picture:
         """Return an image by its id."""
         return Picture(self.data.images[int(name)], "")
 
     def label(self, name: str) -> str | None:
-        """Return the class of an image by its id."""
-        return self.data.classes[int(self.data.labels[int(name)])]
+        """Return the class of an image by its id; None for a label below 0, which data sets give to unlabelled ones."""
+        label = int(self.data.labels[int(name)])
+        return self.data.classes[label] if label >= 0 else None
 
 
 @dataclass(frozen=True)
@@ -76,14 +107,18 @@ class Files:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the number of files, and what tells these files from others without reading them."""
-        digest, count = hashlib.sha256(), 0
-        for name in self.ids():
+        ids, digest, count = hashlib.sha256(), hashlib.sha256(), 0
+        for name in noted(self.ids(), ids):
             path = self.root / name
-            digest.update(os.fsencode(name) + b"\0%d\0" % (path.stat().st_size if path.is_file() else -1))
+            if path.is_file():
+                about = path.stat()
+                digest.update(b"%d %d\n" % (about.st_size, about.st_mtime_ns))
+            else:
+                digest.update(b"\n")
             count += 1
         if not count:
             raise PathwayError(f"there is no file in {self.root}; give a folder of image files")
-        return {"count": count, "sha256": digest.hexdigest(), "size": self.size}
+        return {"count": count, "ids": ids.hexdigest(), "sha256": digest.hexdigest(), "size": self.size}
 
     def read(self, name: str) -> Picture:
         """Return an image by its id."""

@@ -101,14 +101,15 @@ def load_pathways(folder: str | os.PathLike[str], ids: Sequence[str] | None = No
 
     Args:
         folder: written by :func:`extract`.
-        ids: of which images; all if left out, at a byte per neuron and image.
+        ids: of which images, each once; all if left out, at a byte per neuron and image.
 
     Returns:
-        A table with ``id``, ``label``, ``prediction``, ``confidence`` and ``dead``, in the order of the ids, and the
-        pathways in the same order, with the predicted classes as targets.
+        A table with ``id``, ``label``, ``prediction``, ``confidence`` and ``dead``, in the order in which the ids are
+        given, and the pathways in the same order, with the predicted classes as targets.
 
     Raises:
-        PathwayError: if the folder holds no extraction or a damaged file, or there is no row with an id.
+        PathwayError: if the folder holds no extraction or a damaged file, there is no row with an id, or no id is
+            given or one twice.
 
     Example:
         >>> import tempfile
@@ -121,10 +122,15 @@ def load_pathways(folder: str | os.PathLike[str], ids: Sequence[str] | None = No
         True
     """
     extraction = _extraction(folder)
+    if ids is not None and not 0 < len(set(ids)) == len(ids):
+        raise PathwayError(f"ids holds {len(ids)} ids, of which {len(set(ids))} differ; give at least one, each once")
     table, pathway = _load(extraction, ids)
-    if ids is not None and (unknown := set(ids) - set(table["id"])):
+    if ids is None:
+        return table, pathway
+    if unknown := set(ids) - set(table["id"]):
         raise PathwayError(f"{folder} has no row {min(unknown)!r}; ids are such as {_spread(extraction, 1)[0]!r}")
-    return table, pathway
+    order = pd.Index(table["id"]).get_indexer(pd.Index(ids))
+    return table.iloc[order].reset_index(drop=True), pathway[torch.from_numpy(order)]
 
 
 def _load(extraction: Extraction, ids: Sequence[str] | None) -> tuple[pd.DataFrame, Pathway]:

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 
 from pathwaylib import (
     ActiveNeurons,
+    DistillationGuidedRouting,
     GreedyPruning,
     ImageSet,
     NeuronIntGrad,
@@ -103,7 +105,6 @@ def first_order(model: nn.Module, x: Tensor) -> Sequence[Tensor]:
         (NeuronIntGrad(0.9, n_steps=4), lambda model, x: integrated_gradients(model, x, n_steps=4).scores),
         (GreedyPruning(0.9, steps=3, revive=True), first_order),
         (ActiveNeurons(), first_order),
-        (RandomSelection(0.9), first_order),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -134,6 +135,29 @@ def test_rows_are_what_the_library_answers(
             for index, (bits, score) in enumerate(zip(mask.flatten(1), values.flatten(1), strict=True), part.start):
                 assert rows[f"kept_{site}"][index] == bits.nonzero()[:, 0].tolist()
                 assert rows[f"contribution_{site}"][index] == score[bits].half().tolist()
+
+
+# Steps so small that the gates stay as they were drawn.
+UNTRAINED = DistillationGuidedRouting(0.9, iterations=1, learning_rate=1e-6, start="random")
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [RandomSelection(0.9), RandomSelection(0.9, active_only=True), UNTRAINED],
+    ids=("random", "random active", "routing"),
+)
+def test_what_is_drawn_is_drawn_anew_for_every_image(
+    tmp_path: Path, model: nn.Module, data: ImageSet, selector: Selector
+) -> None:
+    extract(model, data, selector, tmp_path / "out", batch_size=4, shard_size=10)
+    _, pathway = load_pathways(tmp_path / "out")
+    # Were it the same for every batch, each image would meet its like three images on.
+    drawn = pathway.flatten().double().corrcoef().fill_diagonal_(0)
+    assert float(drawn.max()) < 0.99
+    before = files_of(tmp_path / "out")
+    (tmp_path / "out" / "part-000001.parquet").unlink()
+    extract(model, data, selector, tmp_path / "out", batch_size=4, shard_size=10)
+    assert files_of(tmp_path / "out") == before
 
 
 def test_greedy_with_revival_keeps_dead_neurons_which_are_counted(tmp_path: Path, model: nn.Module) -> None:
@@ -207,6 +231,11 @@ def test_a_limit_takes_the_first_images(tmp_path: Path, model: nn.Module, data: 
     assert (found.images, found.missing) == (7, 0)
     assert rows_of(tmp_path / "files")["id"].to_pylist() == list(files_below(photos))[:7]
     assert extract(model, data, NeuronMCT(0.95), tmp_path / "more", limit=99).images == len(data)
+
+
+def test_a_label_below_0_is_none(tmp_path: Path, model: nn.Module, data: ImageSet) -> None:
+    extract(model, ImageSet(data.images[:3], torch.tensor([1, -1, 0]), data.classes), NeuronMCT(0.95), tmp_path)
+    assert rows_of(tmp_path)["label"].to_pylist() == [data.classes[1], None, data.classes[0]]
 
 
 def test_images_outside_folders_have_no_label(tmp_path: Path, model: nn.Module) -> None:
@@ -523,11 +552,14 @@ def test_a_folder_holds_one_run(tmp_path: Path, model: nn.Module, data: ImageSet
 def test_an_image_that_changed_makes_another_run(tmp_path: Path, model: nn.Module) -> None:
     root = tmp_path / "images"
     root.mkdir()
-    Image.new("RGB", (40, 40), "red").save(root / "a.png")
+    Image.new("RGB", (40, 40), "red").save(root / "a.bmp")
+    size = (root / "a.bmp").stat().st_size
     extract(model, root, NeuronMCT(0.95), tmp_path / "out")
-    Image.new("RGB", (90, 90), "blue").save(root / "a.png")
-    with pytest.raises(PathwayError, match="holds another run: images was"):
-        extract(model, root, NeuronMCT(0.95), tmp_path / "out")
+    for side, larger in ((90, True), (40, False)):  # other pixels, and no byte more
+        Image.new("RGB", (side, side), "blue").save(root / "a.bmp")
+        assert ((root / "a.bmp").stat().st_size > size) == larger
+        with pytest.raises(PathwayError, match="holds another run: images was"):
+            extract(model, root, NeuronMCT(0.95), tmp_path / "out")
 
 
 @dataclass(frozen=True)
@@ -549,6 +581,30 @@ def test_images_that_change_during_a_run_are_noticed(tmp_path: Path, model: nn.M
         extract(model, root, Adding(str(root)), tmp_path / "out")
 
 
+@dataclass(frozen=True)
+class ComingAndGoing:
+    """NeuronMCT during which a file appears, at its first call, and is gone again at its second."""
+
+    image: str
+    passing: str
+
+    def __call__(self, model: nn.Module, x: Tensor, target: object = None) -> Pathway:
+        passing = Path(self.passing)
+        passing.unlink() if passing.exists() else shutil.copy(self.image, passing)
+        return NeuronMCT(0.95)(model, x)
+
+
+def test_files_that_pass_by_cost_no_image(tmp_path: Path, model: nn.Module) -> None:
+    root = tmp_path / "images"
+    for name in ("a/1.png", "b/1.png"):
+        (root / name).parent.mkdir(parents=True)
+        Image.new("RGB", (40, 40), "red").save(root / name)
+    selector = ComingAndGoing(str(root / "a" / "1.png"), str(root / "b" / "0.png"))
+    # The file that passes is taken for the second of two; what there is at the end is what there was.
+    with pytest.raises(PathwayError, match="changed while it was read"):
+        extract(model, root, selector, tmp_path / "out", shard_size=1)
+
+
 def test_one_process_at_a_time(tmp_path: Path, model: nn.Module, data: ImageSet) -> None:
     with FileLock(tmp_path / ".lock"), pytest.raises(PathwayError, match="another process is writing to"):
         extract(model, data, NeuronMCT(0.95), tmp_path)
@@ -566,6 +622,9 @@ def test_what_cannot_be_extracted(tmp_path: Path, model: nn.Module, data: ImageS
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.json").write_text('{"format": ')
     drawing = RandomSelection(0.9, generator=torch.Generator())
+    images, labels = data.images[:2], data.labels[:2]
+    floats, lone = ImageSet(images / 255, labels, data.classes), ImageSet(images, labels[:1], data.classes)
+    none, beyond = ImageSet(images[:0], labels[:0], data.classes), ImageSet(images, labels * 0 + 4, data.classes)
     out = tmp_path / "out"
     for call, message in (
         (lambda: extract(model, tmp_path / "absent", mct, out), "images is '.*absent', which is no folder"),
@@ -585,6 +644,17 @@ def test_what_cannot_be_extracted(tmp_path: Path, model: nn.Module, data: ImageS
         (lambda: extract(model, data, mct, out, workers=0), "workers is 0"),
         (lambda: extract(model, data, mct, out, limit=0), "limit is 0"),
         (lambda: extract(model, data, mct, out, engine="spark"), "engine is 'spark'; choose 'local' or 'ray'"),
+        (lambda: extract(model, data, mct, out, workers=2), "workers is 2, but engine is 'local'"),
+        (lambda: extract(model, data, mct, out, size=64), "images of 32 x 32 pixels, size is 64; give images of that"),
+        (lambda: extract(model, data, mct, out, classes=data.classes[:3]), "3 names, the network gives 4 logits"),
+        (lambda: extract(model, photos, mct, out, classes="abcd"), "classes is 'abcd'; give a list of names"),
+        (
+            lambda: extract(model, floats, mct, out),
+            r"holds torch.float32 \(2, 3, 32, 32\) and 2 labels; give images as",
+        ),
+        (lambda: extract(model, lone, mct, out), r"holds torch.uint8 \(2, 3, 32, 32\) and 1 labels"),
+        (lambda: extract(model, none, mct, out), r"holds torch.uint8 \(0, 3, 32, 32\) and 0 labels"),
+        (lambda: extract(model, beyond, mct, out), "holds the label 4 and names 4 classes"),
         (lambda: extract(model, photos, mct, out, size=2), r"does not take images of shape \(3, 2, 2\).*size="),
         (lambda: extract(load_model("planted-cnn").train(), data, mct, out), "training mode"),
         (lambda: load_pathways(tmp_path), "holds no extraction"),
@@ -624,8 +694,13 @@ def test_pathways_come_back(extracted: Path, model: nn.Module, data: ImageSet) -
     assert all(torch.equal(one, other) for one, other in zip(pathway.masks, expected.masks, strict=True))
     assert torch.equal(pathway.targets, expected.targets)
     table, some = load_pathways(extracted, ["00000017", "00000002"])
-    assert table["id"].tolist() == ["00000002", "00000017"]
-    assert torch.equal(some.flatten(), expected[[2, 17]].flatten())
+    assert table["id"].tolist() == ["00000017", "00000002"]
+    assert table.index.tolist() == [0, 1]
+    assert torch.equal(some.flatten(), expected[[17, 2]].flatten())
+    assert torch.equal(some.targets, expected.targets[[17, 2]])
+    for ids in ([], ["00000002", "00000017", "00000002"]):
+        with pytest.raises(PathwayError, match=f"ids holds {len(ids)} ids, of which .* give at least one, each once"):
+            load_pathways(extracted, ids)
     with pytest.raises(PathwayError, match="has no row '7'; ids are such as '00000000'"):
         load_pathways(extracted, ["00000002", "7"])
 
@@ -751,6 +826,7 @@ def test_bad_input_is_told_with_exit_code_2(
     extraction = ("extract", "--model", "planted-cnn", "--images", photos, "--out", tmp_path / "out")
     explanation = ("explain", "--model", "planted-cnn")
     (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "latin.txt").write_bytes("Mäuse".encode("latin-1"))
     image = next(photos.rglob("*.png"))
     cases: list[tuple[tuple[object, ...], str]] = [
         ((*extraction, "--model", "no-such"), "there is no model 'no-such'; choose one of cifar10-vgg"),
@@ -762,6 +838,13 @@ def test_bad_input_is_told_with_exit_code_2(
         ((*extraction, "--engine", "spark"), "engine is 'spark'; choose 'local' or 'ray'"),
         ((*extraction, "--device", "nonsense"), "device is 'nonsense', which cannot be used"),
         ((*extraction, "--classes", "absent.txt"), "absent.txt"),
+        ((*extraction, "--classes", "latin.txt"), "latin.txt is no text in UTF-8"),
+        ((*extraction, "--classes", "notes.txt"), "classes holds 1 names, the network gives 4 logits"),
+        ((*extraction, "--selector", "active", "--sparsity", 0.9), "sparsity is 0.9, but 'active' keeps what it finds"),
+        ((*extraction, "--workers", 2), "workers is 2, but engine is 'local'"),
+        ((*extraction, "--device", "meta"), "device is 'meta', which cannot be used"),
+        ((*explanation, image, "--device", "meta"), "device is 'meta', which cannot be used"),
+        ((*explanation, image, "--selector", "generator", "--sparsity", 0.5), "'generator' keeps what it finds"),
         (("summarise", tmp_path), "holds no extraction"),
         ((*explanation, "notes.txt"), "notes.txt cannot be read as an image: not an image of a known format"),
         ((*explanation, "absent.png"), "absent.png cannot be read as an image: there is no such file"),
@@ -776,7 +859,7 @@ def test_bad_input_is_told_with_exit_code_2(
         assert code == 2, arguments
         assert message in errors
         assert "Traceback" not in errors
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.txt", "notes.txt"]
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -360,7 +360,7 @@ def test_two_first_runs_at_once_share_one_download_and_one_ledger(line: Line, ca
 # --- a training that is killed ---
 
 KILLED = """
-import itertools, json, os, random, signal, sys, time, torch
+import itertools, json, os, random, shutil, signal, sys, time, torch
 from pathlib import Path
 from pathwaylib import planted
 from pathwaylib.architectures import planted_cnn
@@ -390,7 +390,7 @@ def die_at(call):
         with path.open("wb") as file:
             file.write(content[: len(content) // 2])
     Path.write_bytes = mortal(Path.write_bytes, half)
-    os.fsync, Path.chmod = mortal(os.fsync), mortal(Path.chmod)
+    os.fsync, shutil.copymode = mortal(os.fsync), mortal(shutil.copymode)
     Path.replace, Path.unlink = mortal(Path.replace), mortal(Path.unlink)
 
 def child(path, call=None, seconds=None):
@@ -403,7 +403,9 @@ def child(path, call=None, seconds=None):
     if seconds is not None:
         time.sleep(seconds)
         os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1]
+    ended = os.waitpid(pid, 0)[1]
+    assert ended in (0, signal.SIGKILL), ended  # an error would be taken for a kill, without end
+    return ended
 
 folder = Path(sys.argv[1])
 train(folder / "first.pt", epochs=1)  # what PyTorch imports late is there before the first fork
@@ -628,6 +630,41 @@ def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), atomic_writes(tmp_path / "a", tmp_path / "b"):
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_a_written_file_has_the_rights_of_any_other(tmp_path: Path) -> None:
+    plain, ours = tmp_path / "plain.txt", tmp_path / "ours.txt"
+    before = os.umask(0o027)
+    try:
+        plain.touch()
+        for _ in range(2):
+            with atomic_write(ours) as temporary:
+                temporary.write_text("text")
+            assert ours.stat().st_mode == plain.stat().st_mode
+            for path in (plain, ours):  # what the user changed stays
+                path.chmod(0o600)
+    finally:
+        os.umask(before)
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    link, file = tmp_path / "link.txt", tmp_path / "elsewhere" / "file.txt"
+    link.symlink_to(file)
+    for text in ("first", "second"):
+        with atomic_write(link) as temporary:
+            temporary.write_text(text)
+        assert link.is_symlink()
+        assert file.read_text() == text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["elsewhere", "file.txt", "link.txt"]
+
+
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder", Path(os.devnull)):
+        with pytest.raises(PathwayError, match="is there and is no regular file"), atomic_write(path):
+            pytest.fail("nothing may be written")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 
 
 def test_leftovers_of_one_file_only(tmp_path: Path) -> None:

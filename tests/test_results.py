@@ -85,6 +85,38 @@ def test_jobs_go_on_where_a_run_was_stopped(tmp_path: Path) -> None:
         store.jobs("ledger", JOBS, work, {"epochs": 3})
 
 
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [{"share": 1 / 3}],
+        [{"method": None}],
+        [{"method": "None"}, {"method": "a"}],
+        [{"name": "007"}],
+        [{"name": "7"}, {"name": "a"}],  # text among text, but a number while it is the only row
+        [{"name": 7}, {"name": "a"}],  # and the other way round
+        [{"seed": 0}, {"method": "a"}],
+    ],
+    ids=str,
+)
+def test_jobs_that_a_table_would_not_hold_are_refused(tmp_path: Path, jobs: list[dict[str, object]]) -> None:
+    with pytest.raises(PathwayError, match="reads otherwise once it was written to a CSV file"):
+        ResultStore(tmp_path).jobs("ledger", jobs, lambda **_: {"found": 1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_is_done_once_whatever_tells_it_from_others(tmp_path: Path) -> None:
+    jobs = [
+        {"share": share, "name": name, "on": on}
+        for share in (0, 0.1, 1e-7)
+        for name in ("a b", 'c,"')
+        for on in (True, False)
+    ]
+    store, done = ResultStore(tmp_path), []
+    for _ in range(2):
+        store.jobs("ledger", jobs, lambda **job: done.append(job) or {"found": 1})
+    assert done == jobs
+
+
 def test_a_job_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
     # Each process notes what it did; together they must have done every job once.
     code = """
