@@ -19,6 +19,7 @@ from .judging import (
     call_answer,
     equal,
     judge,
+    judge_network,
     mark,
     network_and_pathway,
     observed,
@@ -246,24 +247,14 @@ def check_blind_spot(answer: Answer) -> Verdict:
 
     Example:
         >>> check_blind_spot(lambda: small_network(0))
-        ✗ x holds 5 inputs; give one, of shape (1, ...)
+        ✗ x holds 5 inputs; give x of shape (1, ...)
     """
-    value = call_answer(answer, ())
-    if isinstance(value, Verdict):
-        return value
-    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module)):
-        return Verdict(False, "return two things: the network, and one input of shape (1, ...)")
-    model, x = value
-    try:
-        first_order = taylor(model, x)
-        if len(x) != 1:
-            return Verdict(False, f"x holds {len(x)} inputs; give one, of shape (1, ...)")
-        neurons = sum(score[0].numel() for score in first_order.scores)
-        if neurons > 1_000:
-            return Verdict(False, f"the network has {neurons:,} neurons; a handful is enough, at most 1,000")
-        lost = _ablate(model, x, first_order)
-    except Exception as error:  # a reader's network may fail in any way
-        return Verdict(False, f"your network could not be run: {str(error).splitlines()[0]}")
+    return judge_network(answer, _judge_blind_spot, most=1_000)
+
+
+def _judge_blind_spot(model: nn.Module, x: Tensor) -> Verdict:
+    first_order = taylor(model, x)
+    lost = _ablate(model, x, first_order)
     score = torch.cat([part.flatten() for part in first_order.scores])
     blind = lost.abs().masked_fill(score.abs() > 1e-6, 0)
     if float(blind.max()) >= 1 - 1e-6:

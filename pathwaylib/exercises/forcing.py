@@ -12,9 +12,7 @@ from ..evaluation.forcing import divergence, forced
 from ..evaluation.pathways import pathway_logits
 from ..pathway import Pathway
 from ..selectors import ActiveNeurons
-from .judging import Answer, Arguments, Verdict, call_answer, judge, network_and_pathway, observed
-
-_MOST_NEURONS = 100
+from .judging import Answer, Arguments, Verdict, judge, judge_network, network_and_pathway, observed
 
 
 def _answers_of_a_network(seed: int) -> tuple[Tensor, Tensor, int]:
@@ -187,34 +185,26 @@ def check_deciding_pattern(answer: Answer) -> Verdict:
         >>> check_deciding_pattern(lambda: (nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval(), torch.rand(2, 2)))
         ✗ the network does not call the two rows class 0 and class 1
     """
-    value = call_answer(answer, ())
-    if isinstance(value, Verdict):
-        return value
-    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module)):
-        return Verdict(False, "return two things: the network, and two inputs of shape (2, D)")
-    model, x = value
-    try:
-        if x.ndim != 2 or len(x) != 2 or not bool(((x >= 0) & (x <= 1)).all()):
-            return Verdict(False, f"x is of shape {tuple(x.shape)}; give two inputs (2, D) with entries from 0 to 1")
-        seen = observed(model, x)
-        if seen.active().neurons > _MOST_NEURONS:
-            return Verdict(False, f"the network has {seen.active().neurons:,} neurons: a handful is enough")
-        if seen.logits.argmax(1).tolist() != [0, 1]:
-            return Verdict(False, "the network does not call the two rows class 0 and class 1")
-        others = torch.rand(1_000, x.shape[1], generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-        calls = pathway_logits(model, others, None, 1_000).argmax(1).bincount(minlength=2) / 1_000
-        if float(calls[:2].min()) < 0.25:
-            return Verdict(
-                False,
-                f"of random inputs it calls {float(calls[0]):.0%} class 0 and {float(calls[1]):.0%} class 1: let it "
-                "call each at least a quarter, or there is nothing to force",
-            )
-        pathway = ActiveNeurons()(model, x)
-        if bool((pathway.sizes == 0).any()):
-            return Verdict(False, "no neuron is active on one of the inputs: then the biases decide, not a pattern")
-        rates = [float(forced(model, others, pathway[row]).float().mean()) for row in (0, 1)]
-    except Exception as error:  # a reader's network may fail in any way
-        return Verdict(False, f"your network could not be run: {str(error).splitlines()[0]}")
+    return judge_network(answer, _judge_pattern, most=100, inputs=2)
+
+
+def _judge_pattern(model: nn.Module, x: Tensor) -> Verdict:
+    if x.ndim != 2 or not bool(((x >= 0) & (x <= 1)).all()):
+        return Verdict(False, f"x is of shape {tuple(x.shape)}; give two inputs (2, D) with entries from 0 to 1")
+    if observed(model, x).logits.argmax(1).tolist() != [0, 1]:
+        return Verdict(False, "the network does not call the two rows class 0 and class 1")
+    others = torch.rand(1_000, x.shape[1], generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    calls = pathway_logits(model, others, None, 1_000).argmax(1).bincount(minlength=2) / 1_000
+    if float(calls[:2].min()) < 0.25:
+        return Verdict(
+            False,
+            f"of random inputs it calls {float(calls[0]):.0%} class 0 and {float(calls[1]):.0%} class 1: let it "
+            "call each at least a quarter, or there is nothing to force",
+        )
+    pathway = ActiveNeurons()(model, x)
+    if bool((pathway.sizes == 0).any()):
+        return Verdict(False, "no neuron is active on one of the inputs: then the biases decide, not a pattern")
+    rates = [float(forced(model, others, pathway[row]).float().mean()) for row in (0, 1)]
     if min(rates) < 1:
         return Verdict(
             False,

@@ -61,6 +61,28 @@ def call_answer(answer: Any, arguments: tuple[Any, ...]) -> Any:
     return value
 
 
+def judge_network(
+    answer: Answer, check: Callable[[nn.Module, Tensor], Verdict], *, most: int, inputs: int = 1
+) -> Verdict:
+    """Judge a network and inputs ``(inputs, ...)`` that an answer builds, if it has at most so many neurons."""
+    value = call_answer(answer, ())
+    if isinstance(value, Verdict):
+        return value
+    shape = f"of shape ({inputs}, ...)"
+    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module)):
+        return Verdict(False, f"return two things: the network, and x {shape}")
+    model, x = value
+    try:
+        seen = observed(model, x)
+        if len(x) != inputs:
+            return Verdict(False, f"x holds {len(x)} inputs; give x {shape}")
+        if seen.active().neurons > most:
+            return Verdict(False, f"the network has {seen.active().neurons:,} neurons; build one of at most {most:,}")
+        return check(model, x)
+    except Exception as error:  # a reader's network may fail in any way
+        return Verdict(False, f"your network could not be judged: {str(error).splitlines()[0]}")
+
+
 def as_tensors(value: Any) -> tuple[Tensor, ...] | None:
     """Return a result as tensors of float64, or None where it is none."""
     if isinstance(value, Pathway):

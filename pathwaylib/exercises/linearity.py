@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..linearity import LinearRegion, linear_region
 from ..neurons import observe, response
-from .judging import Answer, Verdict, call_answer, judge
+from .judging import Answer, Verdict, judge, judge_network
 
 
 def _layer(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -258,25 +258,10 @@ def check_sign_radius_fails(answer: Answer) -> Verdict:
         >>> check_sign_radius_fails(lambda: (small_network(0)[0], torch.ones(1, 6)))
         ✗ what binds here is the sign of a neuron of relu_0, so signs alone give the right radius: let a pooling bind
     """
-    value = call_answer(answer, ())
-    if isinstance(value, Verdict):
-        return value
-    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module)):
-        return Verdict(False, "return two things: the network, and one input of shape (1, ...)")
-    try:
-        return _judge_sign_radius(*value)
-    except Exception as error:  # a reader's network may fail in any way
-        return Verdict(False, f"your network could not be run: {str(error).splitlines()[0]}")
+    return judge_network(answer, _judge_sign_radius, most=1_000)
 
 
 def _judge_sign_radius(model: nn.Module, x: Tensor) -> Verdict:
-    with torch.no_grad():
-        seen = observe(model, x)
-    if len(x) != 1:
-        return Verdict(False, f"x holds {len(x)} inputs; give one, of shape (1, ...)")
-    neurons = sum(a.numel() for a in seen.post)
-    if neurons > 1_000:
-        return Verdict(False, f"the network has {neurons:,} neurons; a handful is enough, at most 1,000")
     region = linear_region(model, x)
     binding, radius = region.binding[0], float(region.radius)
     if binding is None:

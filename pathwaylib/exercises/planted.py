@@ -12,9 +12,7 @@ from ..contributions import integrated_gradients, taylor
 from ..evaluation import pointing_game
 from ..explainers import explainers
 from ..planting import critical_sets
-from .judging import Answer, Verdict, call_answer, judge, observed
-
-_MOST_NEURONS = 40
+from .judging import Answer, Verdict, call_answer, judge, judge_network, observed
 
 
 def _maps_and_masks(seed: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +95,7 @@ def check_slope_misses(answer: Answer) -> Verdict:
             True, f"right: of {int(needed.sum())} neurons that are needed, NeuronMCT gives {missed} a score of 0"
         )
 
-    return _judge_network(answer, misses)
+    return _judge_needed(answer, misses)
 
 
 def check_integral_misses(answer: Answer) -> Verdict:
@@ -131,31 +129,21 @@ rise and fall by as much while the neuron grows from 0
             True, "right: a neuron that is needed, and that NeuronMCT finds, has an integrated gradient of 0"
         )
 
-    return _judge_network(answer, misses)
+    return _judge_needed(answer, misses)
 
 
-def _judge_network(answer: Answer, misses: Callable[[nn.Module, Tensor, Tensor], Verdict]) -> Verdict:
+def _judge_needed(answer: Answer, misses: Callable[[nn.Module, Tensor, Tensor], Verdict]) -> Verdict:
     """Judge a network and an input by which neurons every smallest critical set holds, ``(N,)``."""
-    value = call_answer(answer, ())
-    if isinstance(value, Verdict):
-        return value
-    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module)):
-        return Verdict(False, "return two things: the network, and one input of shape (1, ...)")
-    model, x = value
-    try:
-        active = observed(model, x).active()
-        if len(x) != 1:
-            return Verdict(False, f"x holds {len(x)} inputs; give one, of shape (1, ...)")
-        if active.neurons > _MOST_NEURONS:
-            return Verdict(False, f"the network has {active.neurons:,} neurons: a handful is enough")
+
+    def check(model: nn.Module, x: Tensor) -> Verdict:
         needed = critical_sets(model, x, at_most=100_000).flatten().all(0)
         if not bool(needed.any()):
             return Verdict(
                 False, "no neuron is in every smallest set of active neurons that gives the logits: none is needed"
             )
         return misses(model, x, needed)
-    except Exception as error:  # a reader's network may fail in any way
-        return Verdict(False, f"your network could not be judged: {str(error).splitlines()[0]}")
+
+    return judge_network(answer, check, most=40)
 
 
 def two_glyphs() -> Tensor:

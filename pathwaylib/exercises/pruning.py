@@ -15,8 +15,8 @@ from ..pathway import Pathway, split_sites
 from .judging import (
     Answer,
     Verdict,
-    call_answer,
     judge,
+    judge_network,
     mark,
     network_and_pathway,
     observed,
@@ -24,7 +24,6 @@ from .judging import (
     top,
 )
 
-_MOST_NEURONS = 3
 _SEEDS = (4, 7, 14, 21)  # neurons wake up in these networks, and the pathways change some predictions
 
 
@@ -276,27 +275,18 @@ def check_sleeper(answer: Answer) -> Verdict:
     Example:
         >>> from pathwaylib import sleeper_network
         >>> check_sleeper(sleeper_network)
-        ✗ the network has 5 neurons: three are enough
+        ✗ the network has 5 neurons; build one of at most 3
     """
-    value = call_answer(answer, ())
-    if isinstance(value, Verdict):
-        return value
-    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module)):
-        return Verdict(False, "return two things: the network, and one input of shape (1, ...)")
-    model, x = value
-    try:
-        seen = observed(model, x)
-        active = seen.active()
-        if len(x) != 1:
-            return Verdict(False, f"x holds {len(x)} inputs; give one, of shape (1, ...)")
-        if active.neurons > _MOST_NEURONS:
-            return Verdict(False, f"the network has {active.neurons:,} neurons: three are enough")
-        subsets = torch.cartesian_prod(*[torch.tensor([False, True])] * active.neurons).view(-1, active.neurons)
-        masks = split_sites(subsets, [mask.shape[1:] for mask in active.masks])
-        with masked(Pathway(masks, active.sites)):
-            logits = observed(model, x.expand(len(subsets), *x.shape[1:])).logits
-    except Exception as error:  # a reader's network may fail in any way
-        return Verdict(False, f"your network could not be run: {str(error).splitlines()[0]}")
+    return judge_network(answer, _judge_sleeper, most=3)
+
+
+def _judge_sleeper(model: nn.Module, x: Tensor) -> Verdict:
+    seen = observed(model, x)
+    active = seen.active()
+    subsets = torch.cartesian_prod(*[torch.tensor([False, True])] * active.neurons).view(-1, active.neurons)
+    masks = split_sites(subsets, [mask.shape[1:] for mask in active.masks])
+    with masked(Pathway(masks, active.sites)):
+        logits = observed(model, x.expand(len(subsets), *x.shape[1:])).logits
     equivalent = subsets[torch.isclose(logits, seen.logits, rtol=1e-5, atol=1e-6).all(1)]
     sizes = equivalent.sum(1)
     smallest = equivalent[sizes == sizes.min()]
