@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> Non
         name: how the user calls it, for the help.
         arguments: what the user gave; the process's own if None.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal can show every file's name
     try:
         app(arguments, prog_name=name)
     except (PathwayError, OSError) as error:

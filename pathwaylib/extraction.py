@@ -129,6 +129,8 @@ def extract(
     if workers is not None and engine != "ray":
         raise PathwayError(f"workers is {workers}, but engine is {engine!r}; give engine='ray', or leave workers out")
     folder = Path(folder)
+    if printable(str(folder)) != str(folder):
+        raise PathwayError(f"folder is {printable(str(folder))!r}, which is not valid text; give another name")
     source = (
         InMemory.of(images, size, limit)
         if isinstance(images, ImageSet)

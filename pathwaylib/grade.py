@@ -1,7 +1,8 @@
 """``python -m pathwaylib.grade submission.ipynb``: grade submissions of the book's assignments.
 
-Exit codes: 0, everything was run and graded, whatever the points; 1, graded, but some submission could not be read or
-had to be stopped; 2, the command itself is wrong (no such assignment, no student, ...).
+Exit codes: 0, everything was run and graded, whatever the points; 1, graded, but some submission could not be read,
+does not say whose or which it is, or had to be stopped; 2, the command itself is wrong (no such file or assignment,
+nobody to grade, ...).
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +26,7 @@ from rich.text import Text
 from .commandline import run_app
 from .errors import PathwayError
 from .files import atomic_write
-from .grading.process import Limits
+from .grading.process import Limits, one_line
 from .grading.questions import Assignment
 from .grading.report import Report, Submission, default_folder, grade, load_assignment, read_submission
 
@@ -56,8 +60,8 @@ def grade_command(
 
     Hidden inputs depend on the student; set PATHWAYS_GRADING_SECRET, and nobody can foresee them.
 
-    Exit codes: 0, all graded; 1, graded, but some submission was unreadable or had to be stopped; 2, the command is
-    wrong.
+    Exit codes: 0, all graded; 1, graded, but some submission was unreadable, does not say whose or which it is, or had
+    to be stopped; 2, the command is wrong.
     """
     if student is not None and len(submissions) > 1:
         raise PathwayError(f"student is {student!r} for {len(submissions)} submissions; give it for one at a time")
@@ -65,9 +69,13 @@ def grade_command(
     if not folder.is_dir():
         raise PathwayError(f"no folder {folder}; give --assignments, the folder `assignments` of the repository")
     limits = Limits(seconds, memory, within)
+    load = cache(partial(load_assignment, folder))
+    if assignment:
+        load(assignment)
     # First everything that can be wrong with the command, then what takes time.
     ready: list[tuple[Submission, Assignment, str]] = []
     unreadable: list[str] = []
+    unnamed: list[str] = []
     for path in submissions:
         if not path.exists():
             raise PathwayError(f"no file {path}")
@@ -76,13 +84,15 @@ def grade_command(
         except PathwayError as error:
             unreadable.append(str(error))
             continue
-        whose = student or submission.student
-        if whose is None:
-            raise PathwayError(f"{path} does not say `student = ...`; give --student")
-        name = assignment or submission.assignment
-        if name is None:
-            raise PathwayError(f"{path} does not say which assignment it is; give --assignment")
-        ready.append((submission, load_assignment(folder, name), whose))
+        try:
+            ready.append((submission, *named(submission, student, assignment, load)))
+        except PathwayError as error:
+            unnamed.append(str(error))
+    unreadable += unnamed
+    if unnamed and not ready:
+        raise PathwayError("\n".join(unreadable))
+    if json_file is not None:
+        require_writable(json_file)
     console = Console()
     reports = []
     for submission, key, whose in ready:
@@ -99,9 +109,40 @@ def grade_command(
     if json_file is not None:
         with atomic_write(json_file) as temporary:
             told = {"reports": [report.as_json() for report in reports], "unreadable": unreadable}
-            temporary.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            # Other characters escaped: a file's name may hold some that no encoding has.
+            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     if unreadable or any(report.stopped for report in reports):
         raise typer.Exit(1)
+
+
+def named(
+    submission: Submission, student: str | None, assignment: str | None, load: Callable[[str], Assignment]
+) -> tuple[Assignment, str]:
+    """Return which assignment a submission is and whose, as the command says, or else the notebook."""
+    path = submission.path
+    whose = one_line(student or "").strip() or submission.student
+    if whose is None:
+        raise PathwayError(f"{path} does not say `student = ...`; give --student")
+    name = assignment or submission.assignment
+    if name is None:
+        raise PathwayError(f"{path} does not say which assignment it is; give --assignment")
+    try:
+        return load(name), whose
+    except PathwayError as error:
+        raise PathwayError(f"{path} names another assignment: {error}; give --assignment") from error
+
+
+def require_writable(path: Path) -> None:
+    """Raise :class:`PathwayError` where the grades could not be written, before hours are spent on them."""
+    if path.suffix == ".ipynb":  # `--json *.ipynb` would overwrite the first of them
+        raise PathwayError(f"--json is {path}, a notebook; give the file for the grades, such as grades.json")
+    if path.exists() and not path.is_file():
+        raise PathwayError(f"--json is {path}, which is no file but a folder or a device; give a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise PathwayError(f"--json is {path}, which cannot be written ({error}); give another file") from error
 
 
 def show(report: Report, title: str, console: Console) -> None:
@@ -132,6 +173,15 @@ def shield() -> None:
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
 
 
+def end_in_order() -> None:
+    """Let a request to end, and a terminal that closes, end the student's process too, as Ctrl-C does."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 if __name__ == "__main__":
     shield()
+    end_in_order()
     main()

@@ -791,6 +791,24 @@ def test_commands(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[st
         assert min(drawn.size) > 100
 
 
+def test_folders_whose_name_is_not_text(tmp_path: Path, photos: Path) -> None:
+    strange = tmp_path / os.fsdecode(b"caf\xe9")
+    command = [sys.executable, "-m", "pathwaylib", "extract", "--model", "planted-cnn", "--no-progress"]
+    shutil.copytree(photos / "tee", strange / "tee")
+
+    def run(images: Path, out: Path) -> subprocess.CompletedProcess[str]:
+        arguments = [*command, "--images", str(images), "--out", str(out)]
+        return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+    done = run(strange, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert read_extraction(tmp_path / "out").images == len(list((photos / "tee").iterdir()))
+    refused = run(photos, strange / "out")  # Arrow cannot open it
+    assert refused.returncode == 2
+    assert "which is not valid text; give another name" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_an_interrupted_command_says_how_to_go_on(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import io
 import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,22 +21,27 @@ import notebooks
 import pytest
 import torch
 from nbformat import v4
+from safetensors.torch import save
 from torch import nn
 
 from pathwaylib import Pathway, PathwayError, planted_network
-from pathwaylib.exercises.judging import as_tensors
+from pathwaylib.exercises.judging import Verdict, as_tensors
 from pathwaylib.grade import main, shield
 from pathwaylib.grading import (
     Assignment,
     Compared,
     Limits,
     Part,
+    Question,
+    grade,
     load_assignment,
     read_submission,
+    report,
     student_seed,
 )
 from pathwaylib.grading.exchange import decode, encode
-from pathwaylib.grading.process import Ran, run_submission
+from pathwaylib.grading.process import Ran, _answer, one_line, run_submission
+from pathwaylib.grading.runner import run_cell
 
 ROOT = Path(__file__).parents[1]
 ASSIGNMENTS = ROOT / "assignments"
@@ -116,6 +126,33 @@ def test_typical_mistakes_are_told_and_cost_alike(name: str) -> None:
             assert message in said
             assert len(earned[message]) == 1, f"{question.name}: {message!r} earns {earned[message]}"
             assert 0 < min(earned[message]) < question.points
+
+
+@pytest.mark.parametrize(("name", "question"), [("1_responses", "woken"), ("1_responses", "smallest")])
+def test_no_constant_is_right_for_any_student(name: str, question: str) -> None:
+    """Of random networks some have nothing to find; every student also meets one that has."""
+    key = key_of(name)
+    for student in (f"s{number}" for number in range(6)):
+        for asked, part, seed in parts(key, student):
+            if asked == question and isinstance(part.judge, Compared):
+                tests = part.tests(seed)
+                right = [as_tensors(part.judge.oracle(*make())) or () for make in tests]
+                for fill in (torch.zeros_like, torch.ones_like):
+                    assert part.judge([tuple(map(fill, answer)) for answer in right], tests)[1] < 1, (part, student)
+
+
+def test_a_map_is_diffuse_whatever_its_scale() -> None:
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[0, 0] = True
+    (inside,) = [
+        part for question in key_of("3_evaluation").questions for part in question.parts if "2 %" in part.title
+    ]
+    for level, share in ((1.0, 1), (1e-320, 1), (1e308, 1), (0.0, 0)):
+        spread = torch.full(mask.shape, level, dtype=torch.float64)
+        assert inside.judge([(spread,)], [lambda: (mask,)])[1] == share
+    two_outside = torch.zeros(mask.shape, dtype=torch.float64)
+    two_outside[0, :3] = 1.7e308
+    assert inside.judge([(two_outside,)], [lambda: (mask,)])[1] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -236,7 +273,10 @@ def test_wrong_commands_and_files_are_told_apart(tmp_path: Path, capsys: pytest.
     for name in ("../1_evil", str(tmp_path / "1_evil"), "1_evil", "1_responses.py"):
         assert run(submitted(tmp_path / "a.ipynb", assignment=name)) == 2
         assert "1_responses, 2_contributions" in " ".join(capsys.readouterr().err.split())
-    assert run(tmp_path / "a.ipynb", "--seconds", "0") == 2
+    for limit in ("--seconds", "--memory"):
+        for value in ("0", "nan", "1e11", "1e308"):
+            assert run(tmp_path / "a.ipynb", limit, value) == 2
+            assert "give a number above 0" in " ".join(capsys.readouterr().err.split())
     assert run(tmp_path / "a.ipynb", tmp_path / "a.ipynb", "--student", "ada") == 2
     with pytest.raises(PathwayError, match="no assignment"):
         load_assignment(tmp_path / "nowhere", "1")
@@ -244,6 +284,109 @@ def test_wrong_commands_and_files_are_told_apart(tmp_path: Path, capsys: pytest.
         broken = tmp_path / f"broken-{number}.ipynb"
         broken.write_text(text)
         assert run(broken) == 1, text[:20]
+
+
+KEY = """
+from pathwaylib.grading import Checked, Part, Question
+TITLE = "Tiny"
+QUESTIONS = [Question("f", "F", (Part("p", 1, lambda seed: [lambda: ()], Checked(None)),))]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[str, str]:
+    """The options of a folder with one small key, ``1_tiny``."""
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    (folder / "1_tiny.py").write_text(KEY)
+    return "--assignments", str(folder)
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    """Let every part of a submission be answered so, without a process."""
+    monkeypatch.setattr(report, "run_submission", lambda _, asked, limits: Ran((answer,) * len(asked), (), ()))
+
+
+def test_no_notebook_stops_the_others(
+    tmp_path: Path, tiny: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer_with(monkeypatch, "it is wrong")
+    faulty = [
+        submitted(tmp_path / "nobody.ipynb", student="", assignment="1_tiny"),
+        submitted(tmp_path / "which.ipynb", assignment=None),
+        submitted(tmp_path / "unknown.ipynb", assignment="9_none"),
+    ]
+    good, grades = submitted(tmp_path / "good.ipynb", assignment="1_tiny"), tmp_path / "grades.json"
+    assert run(*tiny, *faulty, good, "--json", grades) == 1
+    told = json.loads(grades.read_text())
+    assert [graded["submission"] for graded in told["reports"]] == [str(good)]
+    shown = capsys.readouterr().err
+    for path, line in zip(faulty, told["unreadable"], strict=True):
+        assert line.startswith(f"{path} ")
+        assert line in shown
+        assert "; give --" in line
+    # Nobody to grade: that is the command's fault, and all of them are named.
+    assert run(*tiny, *faulty) == 2
+    shown = capsys.readouterr().err
+    assert all(str(path) in shown for path in faulty)
+    # So is an assignment that the command names.
+    assert run(*tiny, good, "--assignment", "9_none") == 2
+
+
+def test_text_that_no_terminal_can_show_is_shown(
+    tmp_path: Path, tiny: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert one_line("a\ud800\n\x1b") == "a\\ud800  "
+    assert student_seed("\ud800", "1") == student_seed(one_line("\ud800"), "1")
+    assert student_seed("a", "1", "\udcff") != student_seed("a", "1")
+    answer_with(monkeypatch, "ValueError: zażółć")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    students = {"a.ipynb": "\ud800", "b.ipynb": "Łucja"}
+    if sys.platform == "linux":  # elsewhere a file's name is text
+        students[os.fsdecode(b"caf\xe9.ipynb")] = "ada"
+    paths = [submitted(tmp_path / name, student=student, assignment="1_tiny") for name, student in students.items()]
+    grades = tmp_path / "grades.json"
+    assert run(*tiny, *paths, "--json", grades) == 0
+    told = json.loads(grades.read_text())["reports"]
+    assert [graded["submission"] for graded in told] == list(map(str, paths))
+    assert [graded["student"] for graded in told] == list(map(one_line, students.values()))
+    assert run(*tiny, paths[0], "--student", "\udcff", "--json", grades) == 0
+    assert json.loads(grades.read_text())["reports"][0]["student"] == "\\udcff"
+    # One that cannot be read, too.
+    paths[-1].write_text("[]")
+    assert run(*tiny, paths[-1], "--json", grades) == 1
+    assert str(paths[-1]) in json.loads(grades.read_text())["unreadable"][0]
+
+
+def test_where_grades_cannot_be_written_nothing_is_graded(
+    tmp_path: Path, tiny: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(report, "run_submission")
+    submission = submitted(tmp_path / "a.ipynb", assignment="1_tiny")
+    before = submission.read_bytes()
+    # The last is what `--json *.ipynb` comes to, without a name for the grades.
+    for target in (tmp_path, submission / "grades.json", Path("/dev/null/grades.json"), submission):
+        assert run(*tiny, submission, "--json", target) == 2
+        assert f"--json is {target}" in capsys.readouterr().err.replace("\n", "")
+    assert submission.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_ending_the_grader_ends_the_students_process(tmp_path: Path, tiny: tuple[str, str]) -> None:
+    mark = tmp_path / "pid"
+    cell = f"import os\nopen({str(mark)!r}, 'w').write(f'{{os.getpid()}}\\n')\nwhile True: pass"
+    command = [sys.executable, "-m", "pathwaylib.grade", *tiny]
+    with subprocess.Popen([*command, submitted(tmp_path / "a.ipynb", cell, assignment="1_tiny")]) as grader:
+        deadline = time.monotonic() + 90
+        while not (mark.exists() and mark.read_text().endswith("\n")):
+            assert time.monotonic() < deadline
+            assert grader.poll() is None
+            time.sleep(0.05)
+        grader.send_signal(signal.SIGTERM)
+        code = grader.wait(30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), signal.SIGKILL)
+    assert code == 128 + signal.SIGTERM
 
 
 def test_the_student_is_read_and_not_run(tmp_path: Path) -> None:
@@ -254,6 +397,25 @@ def test_the_student_is_read_and_not_run(tmp_path: Path) -> None:
     nbformat.write(notebook, tmp_path / "b.ipynb")
     assert read_submission(tmp_path / "b.ipynb").student is None
     assert not mark.exists()
+    # Such a cell's tree would take gigabytes of the grader's memory.
+    assert read_submission(submitted(tmp_path / "c.ipynb", student="a" * 10**6)).student is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_is_no_notebook(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.ipynb")
+    assert run(tmp_path / "a.ipynb") == 1
+
+
+def test_only_the_install_cell_may_install(tmp_path: Path) -> None:
+    for cells, words in (
+        ((notebooks.INSTALL_CELL,), set()),
+        ((notebooks.INSTALL_CELL + "\nopen('/proc/self/maps'), load_assignment",), {"/proc/", "load_assignment"}),
+        (("", "subprocess.run('ls')"), {"subprocess."}),
+    ):
+        nbformat.write(v4.new_notebook(cells=list(map(v4.new_code_cell, cells))), tmp_path / "a.ipynb")
+        found = grade(read_submission(tmp_path / "a.ipynb"), Assignment("a", "A", ()), "ada", limits=LIMITS)
+        assert set(found.remarks) == {f"names {word!r}, which no answer needs" for word in words}
 
 
 # --- What submissions try --------------------------------------------------------------------------------------------
@@ -383,8 +545,64 @@ os._exit(0)
 
 
 def test_what_cannot_be_started_is_said() -> None:
-    with pytest.raises(PathwayError, match="cannot be started"):
-        attempt("f = 1.0", limits=Limits(within="no-such-program"))
+    for within in ("no-such-program", "nice '"):
+        with pytest.raises(PathwayError, match="cannot be started"):
+            attempt("f = 1.0", limits=Limits(within=within))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such nests, and no rm")
+def test_a_nest_of_folders_that_cannot_be_removed_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    nest = "import os\nfor _ in range(1200):\n    os.mkdir('x')\n    os.chdir('x')\nos._exit(0)"
+    try:
+        assert attempt(nest).stopped == ("the notebook: ended its process",)
+    finally:
+        subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)  # pytest could not
+
+
+def test_an_answer_of_a_form_that_no_question_asks_for_is_none(tmp_path: Path) -> None:
+    for dimensions, kind in ((4, tuple), (65, str)):
+        content = save({"0/0": torch.ones([1] * dimensions, dtype=torch.float64)})
+        (tmp_path / "0.safetensors").write_bytes(content)
+        assert isinstance(_answer(tmp_path, 0, 1, True), kind)
+
+
+def test_an_answer_that_cannot_be_judged_costs_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("too\nlarge" * 1000)
+
+    def wordy(*_: Any) -> Any:
+        return Verdict(True, "long " * 1000), 1.0
+
+    rubric = tuple(Part("p", 2, lambda _: [lambda: ()], judge) for judge in (fails, wordy))
+    answer_with(monkeypatch, ((torch.ones(1),),))
+    submission = read_submission(submitted(tmp_path / "a.ipynb"))
+    found = grade(submission, Assignment("a", "A", (Question("f", "F", rubric),)), "ada", limits=LIMITS)
+    assert [mark.points for mark in found.marks] == [0, 2]
+    assert found.marks[0].message.startswith("the answer cannot be judged (RuntimeError: too large")
+    assert max(len(mark.message) for mark in found.marks) <= 300
+
+
+def test_lines_that_only_look_like_commands_are_run() -> None:
+    """A remainder may begin a line: only what is no Python is left out."""
+    cell = 'x = (17\n     % 5)\ny = """\n% a\n!b\n"""\nz = 17 \\\n    % 5\n'
+    commands = (
+        "",
+        "%matplotlib inline\n",
+        "%%time\n!echo it's (\n",
+        "?sum\nsum?\n",
+        "if 1:\n    %time f\n",
+        "%cd a\r\n\r!ls\r",
+    )
+    for command in commands:
+        names: dict[str, Any] = {}
+        assert run_cell(1, command + cell + command, names) is None
+        assert (names["x"], names["y"], names["z"]) == (2, "\n% a\n!b\n", 2)
+    assert run_cell(1, "w = '\x0c\u2028'", names) is None
+    assert names["w"] == "\x0c\u2028"
+    assert "SyntaxError" in str(run_cell(1, "%matplotlib inline\ndef (", {}))
+    # Nor do the runner's imports from the future reach it.
+    assert run_cell(1, "def f(x: int): ...\nassert f.__annotations__ == {'x': int}", {}) is None
 
 
 # --- The site without solutions --------------------------------------------------------------------------------------

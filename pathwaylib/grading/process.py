@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
@@ -14,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,10 @@ from .questions import Given
 RUNNER = Path(__file__).with_name("runner.py")
 MOST_BYTES = 2**24
 """The student's process can write no larger file, and none is read."""
+MOST_DIMENSIONS = 8
+"""No question asks for as many; not every operation takes what a file can hold."""
+MOST_OF_A_LIMIT = 10**6
+"""Seconds or gigabytes; the system counts both in whole numbers of 64 bits."""
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 """Variables of the environment that the student's process gets: no others, which may hold passwords."""
 
@@ -45,7 +48,7 @@ class Limits:
             command line appended. The last argument is the only folder that must be writable.
 
     Raises:
-        PathwayError: if a number is not above 0.
+        PathwayError: if a number is not above 0, or above a million.
     """
 
     seconds: float = 60.0
@@ -54,8 +57,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in (("seconds", self.seconds), ("memory", self.memory)):
-            if not (math.isfinite(value) and value > 0):
-                raise PathwayError(f"{name} is {value}; give a number above 0")
+            if not 0 < value <= MOST_OF_A_LIMIT:
+                raise PathwayError(f"{name} is {value:g}; give a number above 0 and at most {MOST_OF_A_LIMIT:,}")
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,7 @@ def run_submission(
     stopped: list[str] = []
     remaining = list(range(len(parts)))
     while remaining:
-        with tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True) as name:
-            folder = Path(name)
+        with _scratch() as folder:
             _prepare(folder, cells, {number: parts[number] for number in remaining}, limits)
             why = _run(folder, remaining, limits)
             failures = _failures(_read(folder / "ready")) or failures
@@ -115,6 +117,17 @@ def run_submission(
             answers[number] = why
         remaining = [number for number in unanswered if number not in given_up]
     return Ran(tuple(answers), failures, tuple(stopped))
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Yield a new folder. What the student's process made of it, such as a deep nest, may defy removal, and stays."""
+    folder = tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True)
+    try:
+        yield Path(folder.name)
+    finally:
+        with suppress(OSError, RecursionError):
+            folder.cleanup()
 
 
 def _prepare(
@@ -165,7 +178,7 @@ def _run(folder: Path, parts: Sequence[int], limits: Limits) -> str:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a quotation that does not end
         raise PathwayError(f"within is {limits.within!r}, which cannot be started: {error}") from error
     done, deadline = 0, time.monotonic() + limits.seconds
     try:
@@ -214,8 +227,9 @@ def _read(path: Path) -> bytes | None:
 
 
 def one_line(value: object) -> str:
-    """Return a stranger's text as one short line without control characters."""
-    return re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", " ", str(value))[:300]
+    """Return a stranger's text as one short line, without control characters and what no encoding has."""
+    text = re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", " ", str(value))
+    return text.encode(errors="backslashreplace").decode()[:300]
 
 
 def _failures(ready: bytes | None) -> tuple[str, ...]:
@@ -251,7 +265,7 @@ def _answer(folder: Path, number: int, calls: int, finite: bool) -> tuple[Given,
         while (key := f"{call}/{len(given)}") in tensors:
             given.append(tensors.pop(key))
         answers.append(tuple(given))
-    if tensors or not all(answers):
+    if tensors or not all(answers) or any(tensor.ndim > MOST_DIMENSIONS for given in answers for tensor in given):
         return "left an answer of another form"
     if finite and not all(bool(tensor.isfinite().all()) for given in answers for tensor in given):
         return "the answer holds NaN or infinity"

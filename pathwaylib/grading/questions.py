@@ -32,8 +32,10 @@ def student_seed(student: str, assignment: str, secret: str = "") -> int:
         >>> student_seed("ada", "1_responses"), student_seed("ada", "1_responses", secret="x")
         (96586559, 894548434)
     """
-    text = "\n".join([student.strip().casefold(), assignment]).encode()
-    digest = hashlib.blake2b(text, digest_size=8, key=hashlib.sha256(secret.encode()).digest()).digest()
+    # A terminal gives bytes that are no text as surrogates, which no encoding has.
+    text = "\n".join([student.strip().casefold(), assignment]).encode(errors="backslashreplace")
+    key = hashlib.sha256(secret.encode(errors="backslashreplace")).digest()
+    digest = hashlib.blake2b(text, digest_size=8, key=key).digest()
     return int.from_bytes(digest) % 2**31
 
 

@@ -17,6 +17,8 @@ from .questions import Assignment, student_seed
 
 SUSPECT = ("pathwaylib.grade", "load_assignment", "assignments/", "submission.json", "/proc/", "ctypes", "subprocess.")
 """What no answer needs: a teacher is told where a submission names it."""
+MOST_READ = 100_000
+"""Characters of a cell that is searched for the student: the tree of a larger one takes gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def read_submission(path: Path) -> Submission:
         PathwayError: if it is no notebook.
     """
     try:
+        if not path.is_file():
+            raise PathwayError(f"{path} is no file; give a notebook")
         if path.stat().st_size > 2 * MOST_BYTES:
             raise PathwayError(f"{path} has {path.stat().st_size:,} bytes; clear its outputs and give it again")
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -139,12 +143,14 @@ def read_submission(path: Path) -> Submission:
     metadata = told.get("metadata")
     ours = metadata.get("pathways") if isinstance(metadata, dict) else None
     assignment = ours.get("assignment") if isinstance(ours, dict) else None
-    return Submission(path, _student(cells), assignment if isinstance(assignment, str) else None, cells)
+    return Submission(path, _student(cells), _name(assignment), cells)
 
 
 def _student(cells: tuple[tuple[int, str], ...]) -> str | None:
     """Return the literal of the first ``student = "..."``."""
     for _, source in cells:
+        if len(source) > MOST_READ:
+            continue
         try:
             statements = ast.parse(source).body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -156,8 +162,13 @@ def _student(cells: tuple[tuple[int, str], ...]) -> str | None:
                 and isinstance(statement.value, ast.Constant)
                 and isinstance(statement.value.value, str)
             ):
-                return one_line(statement.value.value).strip()[:100] or None
+                return _name(statement.value.value)
     return None
+
+
+def _name(value: object) -> str | None:
+    """Return what a stranger gave as a name, if it is one."""
+    return one_line(value).strip()[:100] or None if isinstance(value, str) else None
 
 
 def default_folder() -> Path:
@@ -168,7 +179,8 @@ def default_folder() -> Path:
 def grade(submission: Submission, assignment: Assignment, student: str, *, limits: Limits, secret: str = "") -> Report:
     """Run a submission in a process of its own and judge its answers in this one.
 
-    The oracles are computed after the student's process has ended, from inputs that are drawn anew.
+    The oracles are computed after the student's process has ended, from inputs that are drawn anew. An answer that no
+    judge can take costs its part, and nothing else.
 
     Args:
         submission: what was handed in.
@@ -191,11 +203,17 @@ def grade(submission: Submission, assignment: Assignment, student: str, *, limit
         if isinstance(answers, str):
             message, share = answers, 0.0
         else:
-            verdict, share = part.judge(answers, part.tests(seeds[part.own]))
-            message = verdict.message
+            tests = part.tests(seeds[part.own])
+            try:
+                verdict, share = part.judge(answers, tests)
+                message = one_line(verdict.message)  # it may list the shapes of a stranger's many tensors
+            except Exception as error:  # whatever a stranger's tensors make of a judge
+                message, share = one_line(f"the answer cannot be judged ({type(error).__name__}: {error})"), 0.0
         marks.append(Mark(question.name, part.title, round(share * part.points, 2), part.points, message))
-    # The first code cell installs the library where it is missing.
-    named = sorted({word for _, source in submission.cells[1:] for word in SUSPECT if word in source})
+    sources = [source for _, source in submission.cells]
+    # The first code cell installs the library where it is missing, by a subprocess.
+    searched = {word: sources[1:] if word == "subprocess." else sources for word in SUSPECT}
+    named = sorted(word for word in SUSPECT if any(word in source for source in searched[word]))
     remarks = [*ran.failures]
     if submission.student is not None and submission.student.casefold() != student.strip().casefold():
         remarks.append(f"the notebook says that it is {submission.student!r}'s")

@@ -10,6 +10,7 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 
@@ -48,16 +49,29 @@ def limit(limits: dict[str, int]) -> None:
 
 
 def run_cell(number: int, source: str, names: dict[str, Any]) -> str | None:
-    """Run one cell; say how it failed. Commands to Jupyter, of the shell and magics, are left out."""
-    lines = [
-        line[: len(line) - len(line.lstrip())] + "pass" if line.lstrip().startswith(("%", "!")) else line
-        for line in source.splitlines()
-    ]
+    """Run one cell; say how it failed."""
     try:
-        exec(compile("\n".join(lines), f"cell {number}", "exec"), names)
+        exec(compiled(source, f"cell {number}"), names)
     except BaseException as error:
         return f"cell {number}: {describe(error)}"
     return None
+
+
+def compiled(source: str, name: str) -> CodeType:
+    """Compile a cell without its commands to Jupyter: magics, lines of the shell and calls for help.
+
+    Only a line that Python stumbles over is one: within brackets or a string, others may begin with ``%`` or ``!``.
+    """
+    lines = dict(enumerate(source.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1))
+    while True:
+        try:
+            return compile("\n".join(lines.values()), name, "exec", dont_inherit=True)
+        except SyntaxError as error:
+            line = lines.get(error.lineno or 0, "")
+            command = line.strip()
+            if not (command.startswith(("%", "!", "?")) or command.endswith("?")):
+                raise
+            lines[error.lineno or 0] = line[: len(line) - len(line.lstrip())] + "pass"
 
 
 def answers(names: dict[str, Any], name: str, calls: list[Any], inputs: dict[str, Any]) -> bytes:
