@@ -79,7 +79,7 @@ html: .venv/stamp-book node_modules/stamp  ## build the site from the stored out
 	$(build)
 
 pdf: html browser  ## print the whole book into _build/critical-pathways.pdf
-	$(BIN)/python tools/pdf.py _build/critical-pathways.pdf
+	$(BIN)/python tools/pdf.py $(dir $(SITE)) _build/critical-pathways$(if $(STUDENT),-student).pdf
 
 execute: .venv/stamp-book data  ## maintainers: execute every chapter in place, to be committed
 	$(BIN)/python tools/notebooks.py execute $(CHAPTERS)
@@ -125,8 +125,10 @@ benchmark: .venv/stamp-book  ## time the library: against its floor, and against
 	$(BIN)/python benchmarks/many_runs.py
 	$(BIN)/python benchmarks/extraction.py
 
-experiments: .venv/stamp-book data  ## rerun the full-size experiments (hours), which write experiments/results
-	cd experiments && for notebook in *.ipynb; do $(CURDIR)/$(BIN)/papermill -p profile full "$$notebook" /dev/null; done
+# Without train_subjects.ipynb: it would replace the networks that all tables were computed with.
+experiments: .venv/stamp-book data  ## compute the tables that are missing in experiments/results (each takes hours)
+	cd experiments && set -e; for notebook in $(filter-out train_%,$(notdir $(wildcard experiments/*.ipynb))); do \
+		$(CURDIR)/$(BIN)/papermill -p profile full "$$notebook" /dev/null; done
 
 clean:  ## remove what was built and installed here
 	rm -rf _build build dist .venv node_modules *.egg-info

@@ -792,7 +792,7 @@ def test_commands(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_folders_whose_name_is_not_text(tmp_path: Path, photos: Path) -> None:
-    strange = tmp_path / os.fsdecode(b"caf\xe9")
+    strange = tmp_path / os.fsdecode(b"gr\xfcn")
     command = [sys.executable, "-m", "pathwaylib", "extract", "--model", "planted-cnn", "--no-progress"]
     shutil.copytree(photos / "tee", strange / "tee")
 

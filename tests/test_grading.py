@@ -343,7 +343,7 @@ def test_text_that_no_terminal_can_show_is_shown(
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     students = {"a.ipynb": "\ud800", "b.ipynb": "Łucja"}
     if sys.platform == "linux":  # elsewhere a file's name is text
-        students[os.fsdecode(b"caf\xe9.ipynb")] = "ada"
+        students[os.fsdecode(b"gr\xfcn.ipynb")] = "ada"
     paths = [submitted(tmp_path / name, student=student, assignment="1_tiny") for name, student in students.items()]
     grades = tmp_path / "grades.json"
     assert run(*tiny, *paths, "--json", grades) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -113,6 +114,7 @@ def test_versions_agree() -> None:
     code = (ROOT / "pathwaylib" / "__init__.py").read_text()
     assert citation["version"] == PROJECT["version"]
     assert f'__version__ = "{PROJECT["version"]}"' in code
+    assert json.loads((ROOT / "package.json").read_text())["version"] == PROJECT["version"]
     assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
     assert f"note   = {{Version {PROJECT['version']}}}" in (ROOT / "book" / "intro.md").read_text()
 

@@ -16,6 +16,8 @@ import pytest
 from playwright.sync_api import Browser, Page
 from pypdf import PdfReader
 
+import pathwaylib
+
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "_build" / "html"
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
@@ -95,6 +97,13 @@ def test_bibliography_lists_every_reference(browser: Browser, pages: list[Path])
         page = visit.open(SITE / "book" / "bibliography.html")
         assert page.locator("div.citation").count() == entries
         assert "Khakzar" in page.inner_text("article")
+
+
+def test_api_reference_has_every_public_name(browser: Browser, pages: list[Path]) -> None:
+    with Visit(browser) as visit:
+        page = visit.open(SITE / "book" / "api.html")
+        there = set(page.locator("dt[id^='pathwaylib.']").evaluate_all("terms => terms.map(term => term.id)"))
+    assert {f"pathwaylib.{name}" for name in pathwaylib.__all__} <= there
 
 
 def test_ledger_lists_the_claims_of_the_chapters(browser: Browser, pages: list[Path]) -> None:

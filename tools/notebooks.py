@@ -2,6 +2,7 @@
 
     python tools/notebooks.py execute book/*.ipynb    each in a fresh kernel, in place
     python tools/notebooks.py check book/*.ipynb      say what is wrong with a stored notebook, and fail
+    python tools/notebooks.py normalise book/*.ipynb  take out what changes from run to run, in place
     python tools/notebooks.py unsolve book/*.ipynb    take the solutions of the exercises out, in place
     python tools/notebooks.py release assignments/*.ipynb --to FOLDER
                                                       write the students' version and the teachers' of each

@@ -1,6 +1,6 @@
 """Print the built site into one PDF with bookmarks and a page of contents.
 
-python tools/pdf.py _build/critical-pathways.pdf
+python tools/pdf.py _build/html _build/critical-pathways.pdf
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pypdf import PdfReader, PdfWriter
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-SITE = ROOT / "_build" / "html"
 sys.path.insert(0, str(ROOT / "tests"))
 import chromium  # noqa: E402
 
@@ -61,9 +60,9 @@ def order() -> list[tuple[str, str]]:
     return listed
 
 
-def printed(page: Page, file: str) -> tuple[str, PdfReader]:
+def printed(page: Page, file: Path) -> tuple[str, PdfReader]:
     """Print one page of the site; return its title too."""
-    page.goto((SITE / f"{file}.html").as_uri(), wait_until="load")
+    page.goto(file.resolve().as_uri(), wait_until="load")
     page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
     page.add_style_tag(content=STYLE)
     # What is folded on the screen, such as solutions, stays folded: a reader of paper should try first, too.
@@ -90,14 +89,14 @@ def contents(page: Page, parts: list[Part], offset: int) -> PdfReader:
     return PdfReader(io.BytesIO(page.pdf(**PAPER)))
 
 
-def main(target: Path, pages: list[tuple[str, str]]) -> None:
+def main(site: Path, target: Path, pages: list[tuple[str, str]]) -> None:
     """Print the pages, put the contents in front, number and merge them."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium.find(), args=chromium.ARGUMENTS)
         page = browser.new_page(color_scheme="light")
         parts = []
         for file, caption in tqdm(pages, unit="page"):
-            title, pdf = printed(page, file)
+            title, pdf = printed(page, site / f"{file}.html")
             parts.append(Part(title, caption, pdf))
         front = contents(page, parts, 1)
         if len(front.pages) > 1:
@@ -130,4 +129,4 @@ def main(target: Path, pages: list[tuple[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), order())
+    main(Path(sys.argv[1]), Path(sys.argv[2]), order())
