@@ -28,12 +28,13 @@ def store_checkpoint(
     r"""Write the state of a training, and its log beside it as CSV.
 
     Args:
-        path: of the checkpoint.
+        path: of the checkpoint; the log of ``run.pt`` is ``run.csv``.
         parts: whose states to store, by name.
-        recipe: plain values that decide the training.
+        recipe: plain values that decide the training, among them digests of the tensors that do.
         log: one row per step or epoch done, at least one.
 
     Raises:
+        PathwayError: if the path is that of a log.
         OSError: of a full disk; the checkpoint before is as it was.
 
     Example:
@@ -53,7 +54,7 @@ def store_checkpoint(
     content = io.BytesIO()
     torch.save({**states, "recipe": dict(recipe), "log": [dict(row) for row in log]}, content)
     # The log first: a run that is killed between the two writes the row again, not never.
-    with atomic_writes(path.with_suffix(".csv"), path) as (table, temporary):
+    with atomic_writes(_log_beside(path), path) as (table, temporary):
         with table.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(log[0]), lineterminator="\n")
             writer.writeheader()
@@ -73,26 +74,55 @@ def resume_checkpoint(
         device: where the states are to be.
 
     Raises:
-        PathwayError: if the checkpoint is damaged, of other parts or of another recipe.
+        PathwayError: if the checkpoint is damaged, of other parts or of another recipe; the modules are as they were.
     """
-    for file in (path, path.with_suffix(".csv")):
+    for file in (path, _log_beside(path)):
         clear_leftovers(file)
     if not path.exists():
         return []
     state = _checked(path, device)
-    if state.get("recipe") != recipe:
-        raise PathwayError(f"{path} holds a run of another recipe ({state.get('recipe')}); remove it or choose another")
+    if (noted := state.get("recipe")) != recipe:
+        raise PathwayError(
+            f"{path} holds a run of another recipe ({_difference(noted, recipe)}); remove it or choose another"
+        )
     try:
+        log = [dict(row) for row in state["log"]]
         for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                _require_fit(part, state[name])
+        # Modules last: their weights belong to the caller, and stay where another part is refused.
+        for name, part in sorted(parts.items(), key=lambda item: isinstance(item[1], nn.Module)):
             if isinstance(part, torch.Generator):
                 part.set_state(state[name].cpu())
             else:
                 part.load_state_dict(state[name])
-        return [dict(row) for row in state["log"]]
+        return log
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise PathwayError(
             f"{path} is of another network ({_first_line(error)}); remove it or choose another"
         ) from error
+
+
+def _log_beside(path: Path) -> Path:
+    if path.suffix == ".csv":
+        raise PathwayError(f"{path} has the name of a log; give the checkpoint another, such as {path.stem}.pt")
+    # Not with_suffix, which takes the decimals of gradient-0.3 for a suffix.
+    return path.with_name(f"{path.name.removesuffix('.pt')}.csv")
+
+
+def _difference(noted: object, recipe: Mapping[str, object]) -> str:
+    """Say in what a stored recipe differs from the one given."""
+    there = noted if isinstance(noted, dict) else {}
+    names = [name for name in sorted(there.keys() | recipe) if there.get(name) != recipe.get(name)]
+    return ", ".join(f"{name}: {there.get(name)} there, {recipe.get(name)} here" for name in names)
+
+
+def _require_fit(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Raise where a state is not one of ``module``; ``load_state_dict`` says so only after it has loaded what fits."""
+    wanted = {key: getattr(value, "shape", None) for key, value in module.state_dict().items()}
+    found = {key: getattr(value, "shape", None) for key, value in state.items()}
+    if odd := [key for key in sorted(wanted.keys() | found) if wanted.get(key) != found.get(key)]:
+        raise ValueError(f"{', '.join(odd[:3])} differ")
 
 
 def _checked(path: Path, device: torch.device | str) -> dict[str, Any]:

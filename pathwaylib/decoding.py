@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .contributions import Contributions
 from .errors import PathwayError
-from .neurons import Target, check_model, frozen, masked, record, refuse_inference_mode, response
+from .neurons import Target, check_model, checked_logits, frozen, masked, record, refuse_inference_mode, response
 from .pathway import Pathway, holds_integers
 from .ranking import largest
 
@@ -125,8 +125,8 @@ def decode_pathway(
         :class:`Decoded`: images, and their responses in the pathway network.
 
     Raises:
-        PathwayError: if the network cannot be used, the pathway or a target is not of this network, no target is
-            known, or a setting is out of range.
+        PathwayError: if the network cannot be used or passes no gradient, the pathway or a target is not of this
+            network, no target is known, or a setting is out of range.
 
     Equation: argmax over x in [0, 1]^D of E_τ Φ_P,t(τ(x)) − w · TV(x), with random movements τ.
 
@@ -147,7 +147,7 @@ def decode_pathway(
     def objective(images: Tensor) -> Tensor:
         with frozen(model), masked(pathway, runs=1):
             logits = model(images.clone())  # a network may change its input in place
-        return response(logits, chosen)
+        return response(checked_logits(model, images, logits), chosen)
 
     return _climb(
         model, objective, len(pathway), shape, steps, learning_rate, fourier, augment, total_variation, generator
@@ -190,7 +190,8 @@ def visualise_neuron(
         :class:`Decoded`: images, and the pre-activations they reach.
 
     Raises:
-        PathwayError: if the network cannot be used, there is no such site or neuron, or a setting is out of range.
+        PathwayError: if the network cannot be used or passes no gradient, there is no such site or neuron, or a setting
+            is out of range.
 
     Equation: argmax over x in [0, 1]^D of E_τ z_j(τ(x)) − w · TV(x), with random movements τ.
 
@@ -272,10 +273,10 @@ def _climb(
     """Maximise ``objective``, which maps images ``(B, C, H, W)`` to one number each, over ``count`` images."""
     if len(shape) != 3 or min(shape) < 1:
         raise PathwayError(f"shape is {tuple(shape)}; give that of one image: (channels, height, width)")
-    if steps < 1 or not learning_rate > 0 or not total_variation >= 0:
+    if steps < 1 or not 0 < learning_rate < math.inf or not 0 <= total_variation < math.inf:
         raise PathwayError(
             f"steps={steps}, learning_rate={learning_rate}, total_variation={total_variation}: give at least one step, "
-            "a positive learning rate and a weight of at least 0"
+            "a positive learning rate and a weight of at least 0, both finite"
         )
     refuse_inference_mode()
     generator = generator or torch.Generator().manual_seed(0)
@@ -299,6 +300,11 @@ def _climb(
         for _ in range(steps):
             images = picture()
             responses = objective(augment(images, generator))
+            if not responses.requires_grad:
+                raise PathwayError(
+                    f"{type(model).__name__} passes no gradient to the image: it runs, at least in part, under "
+                    "torch.no_grad()"
+                )
             loss = -responses.sum()
             if total_variation:
                 loss = loss + total_variation * _variation(images).sum()

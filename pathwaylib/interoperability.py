@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from .explainers import Explainer, explain, pathway_gradient
 from .selectors import NeuronMCT
@@ -39,7 +40,8 @@ def quantus_explain(
         device: Quantus passes its own; the network's is used.
 
     Returns:
-        Attributions as an array shaped like ``inputs``, of the network's type.
+        Attributions as an array shaped like ``inputs``, of the network's type; in float32 where NumPy has no such type
+        (bfloat16).
 
     Raises:
         PathwayError: as :func:`pathwaylib.explain`.
@@ -55,9 +57,12 @@ def quantus_explain(
         ('ndarray', (4, 3, 2, 2))
     """
     own = next(model.parameters(), torch.zeros(()))
-    x = torch.as_tensor(inputs).to(own)
-    maps = explain(
-        explainer or pathway_gradient(NeuronMCT()), model, x, torch.as_tensor(targets), batch_size=batch_size
-    )
-    found: NDArray[Any] = maps.cpu().numpy()
+    x = _tensor(inputs).to(own)
+    maps = explain(explainer or pathway_gradient(NeuronMCT()), model, x, _tensor(targets), batch_size=batch_size).cpu()
+    found: NDArray[Any] = (maps.float() if maps.dtype == torch.bfloat16 else maps).numpy()
     return found
+
+
+def _tensor(values: ArrayLike) -> Tensor:
+    # PyTorch takes no reversed array, hence the order.
+    return values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values, order="C"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -15,7 +16,9 @@ from tqdm.auto import tqdm
 
 from .checkpoints import Parts, resume_checkpoint, store_checkpoint
 from .data import ImageSet
-from .errors import PathwayError
+from .errors import PathwayError, require_at_least_one
+from .files import digest_of
+from .neurons import check_model, checked_logits
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ class Recipe:
         label_smoothing: probability mass given to the other classes.
         crop_padding: pixels of reflection padding before a random crop; 0 turns off crops and mirroring.
         cutout: side in pixels of a grey square laid over each image at a random place; 0 turns it off.
-        seed: seeds the initial weights, the order of the images and the augmentation.
+        seed: seeds the initial weights, the order of the images, the augmentation and what the network draws (dropout).
+
+    Raises:
+        PathwayError: if a number is out of range.
 
     Example:
         >>> Recipe(epochs=2).batch_size
@@ -53,6 +59,20 @@ class Recipe:
     cutout: int = 0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_at_least_one(epochs=self.epochs, batch_size=self.batch_size)
+        for name, fits, wanted in (
+            ("peak_lr", 0 < self.peak_lr < math.inf, "a number above 0"),
+            ("warmup", 0 <= self.warmup <= 1, "a share of the steps in [0, 1]"),
+            ("momentum", 0 < self.momentum < 1, "a number between 0 and 1"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "a number of at least 0"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "a share in [0, 1)"),
+            ("crop_padding", isinstance(self.crop_padding, int) and self.crop_padding >= 0, "whole pixels, or 0"),
+            ("cutout", isinstance(self.cutout, int) and self.cutout >= 0, "whole pixels, or 0"),
+        ):
+            if not fits:
+                raise PathwayError(f"{name} is {getattr(self, name)}; give {wanted}")
+
 
 def initialise(model: nn.Module, seed: int) -> nn.Module:
     """Draw new weights for every layer that knows how to (``reset_parameters``), from ``seed`` alone; return the model.
@@ -62,7 +82,7 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
         >>> bool((initialise(a, 1).weight == initialise(b, 1).weight).all())
         True
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in model.modules():
             reset = getattr(module, "reset_parameters", None)
@@ -121,7 +141,7 @@ def train_classifier(
     recipe: Recipe,
     *,
     fresh: bool = True,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     device: torch.device | str = "cpu",
     bfloat16: bool = True,
     compiled: bool = False,
@@ -137,7 +157,7 @@ def train_classifier(
         data: training images.
         recipe: see :class:`Recipe`.
         fresh: draw new weights first; False goes on from those the model has (a warm restart).
-        checkpoint: where to keep the state between epochs.
+        checkpoint: where to keep the state between epochs, such as ``run.pt``.
         device: where to train.
         bfloat16: run forward passes under bfloat16 autocast.
         compiled: compile the network (worth it from about ten epochs).
@@ -147,8 +167,9 @@ def train_classifier(
         Rows with ``epoch``, ``loss`` and training ``accuracy`` (on augmented images).
 
     Raises:
-        PathwayError: if there are fewer images than a batch, or the checkpoint is damaged or belongs to another recipe
-            or network.
+        PathwayError: if there are fewer images than a batch or they are too small for the crops, the loss is not finite
+            after an epoch, or the checkpoint is damaged or belongs to another recipe, network or data set, another
+            ``fresh`` or ``bfloat16``, or, without ``fresh``, to other weights at the start.
         OSError: if the disk is full; the checkpoint before is as it was.
 
     Example:
@@ -161,10 +182,18 @@ def train_classifier(
     steps_per_epoch = len(data) // recipe.batch_size
     if not steps_per_epoch:
         raise PathwayError(f"{len(data)} images are fewer than a batch of {recipe.batch_size}; lower batch_size")
+    height, width = data.images.shape[2:]
+    if recipe.crop_padding >= min(height, width):
+        raise PathwayError(
+            f"crop_padding is {recipe.crop_padding}, the images have {height}x{width} pixels; give fewer than a side"
+        )
     device = torch.device(device)
-    if fresh:
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    noted = {} if checkpoint is None else _noted(model, data, recipe, fresh=fresh, bfloat16=bfloat16)
+    # A checkpoint has weights of its own, and one that is refused is to leave these as they are.
+    if fresh and (checkpoint is None or not checkpoint.exists()):
         initialise(model, recipe.seed)
-    model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others}]
@@ -181,57 +210,86 @@ def train_classifier(
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     parts: Parts = {"model": model, "optimiser": optimiser, "schedule": schedule, "generator": generator}
-    log = resume_checkpoint(checkpoint, parts, asdict(recipe), device) if checkpoint is not None else []
+    log = resume_checkpoint(checkpoint, parts, noted, device) if checkpoint is not None else []
+    model.train()
     forward = cast(nn.Module, torch.compile(model)) if compiled else model
     precision = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
     epochs = range(len(log), recipe.epochs)
     bar = tqdm(epochs, initial=len(log), total=recipe.epochs, unit="epoch", disable=not progress)
     for epoch in bar:
         losses, correct = [], 0
-        for images, labels in _batches(data, recipe, generator):
-            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-            labels = labels.to(device, non_blocking=True)
-            with precision:
-                logits = forward(images).float()
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.detach())
-            correct += int((logits.argmax(1) == labels).sum())
+        with torch.random.fork_rng():
+            # Dropout draws from the global generator: by recipe and epoch alone, so that a run can be resumed.
+            torch.manual_seed((recipe.seed * 1_000_003 + epoch) % 2**63)
+            for images, labels in _batches(data, recipe, generator):
+                images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+                labels = labels.to(device, non_blocking=True)
+                with precision:
+                    logits = forward(images).float()
+                loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                losses.append(loss.detach())
+                correct += int((logits.argmax(1) == labels).sum())
         accuracy = correct / (steps_per_epoch * recipe.batch_size)
         log.append({"epoch": epoch + 1, "loss": float(torch.stack(losses).mean()), "accuracy": accuracy})
         bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", accuracy=f"{accuracy:.3f}")
+        if not math.isfinite(log[-1]["loss"]):
+            raise PathwayError(
+                f"the loss is {log[-1]['loss']} after epoch {epoch + 1}; lower peak_lr, which is {recipe.peak_lr}"
+            )
         if checkpoint is not None:
-            store_checkpoint(checkpoint, parts, asdict(recipe), log)
+            store_checkpoint(checkpoint, parts, noted, log)
     model.zero_grad(set_to_none=True)
     model.eval()
     return log
+
+
+def _noted(model: nn.Module, data: ImageSet, recipe: Recipe, *, fresh: bool, bfloat16: bool) -> dict[str, object]:
+    """Return what decides a training, as plain values; 16 digits of a digest tell tensors apart."""
+    return asdict(recipe) | {
+        "bfloat16": bfloat16,
+        "fresh": fresh,
+        "initial weights": None if fresh else digest_of(model.state_dict())[:16],
+        "data": digest_of({"images": data.images, "labels": data.labels})[:16],
+    }
 
 
 @torch.inference_mode()
 def predictions(model: nn.Module, data: ImageSet, *, batch_size: int = 500) -> Tensor:
     """Return the class that ``model`` predicts for each image of ``data``: int64 ``(N,)``, on the CPU.
 
+    Raises:
+        PathwayError: if ``model`` is in training mode or cannot be used with the images, or its logits are not finite.
+
     Example:
         >>> from pathwaylib import planted
         >>> from pathwaylib.architectures import planted_cnn
-        >>> predictions(planted_cnn(), planted(16)).shape
+        >>> predictions(planted_cnn().eval(), planted(16)).shape
         torch.Size([16])
     """
-    device = next(model.parameters()).device
-    parts = torch.arange(len(data)).split(batch_size)
-    return torch.cat([model(data[indices][0].to(device)).argmax(1).cpu() for indices in parts])
+    require_at_least_one(batch_size=batch_size)
+    like = next(model.parameters(), torch.empty(0))  # a network without parameters is given float32 on the CPU
+    found = []
+    for indices in torch.arange(len(data)).split(batch_size):
+        images = data[indices][0].to(like)
+        check_model(model, images)
+        found.append(checked_logits(model, images, model(images)).argmax(1).cpu())
+    return torch.cat(found)
 
 
 def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 500) -> float:
     """Return the share of ``data`` whose label ``model`` predicts.
 
+    Raises:
+        PathwayError: as :func:`predictions`.
+
     Example:
         >>> from pathwaylib import planted
         >>> from pathwaylib.architectures import planted_cnn
-        >>> 0 <= accuracy(planted_cnn(), planted(16)) <= 1
+        >>> 0 <= accuracy(planted_cnn().eval(), planted(16)) <= 1
         True
     """
     return float((predictions(model, data, batch_size=batch_size) == data.labels).double().mean())

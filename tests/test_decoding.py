@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -279,13 +281,55 @@ def test_targets_of_the_pathway_are_used_and_can_be_replaced(weights: Tensor) ->
     assert not torch.equal(images[0], images[2])
 
 
+@pytest.mark.parametrize("total_variation", [0.0, 3.0])
+def test_networks_that_cannot_be_climbed_are_answered(weights: Tensor, total_variation: float) -> None:
+    class Changed(nn.Sequential):
+        def __init__(self, change: Callable[[Tensor], object]) -> None:
+            super().__init__(*linear_network(weights))
+            self.change = change
+
+        def forward(self, x: Tensor) -> Any:
+            return self.change(super().forward(x))
+
+    everything = Pathway((torch.ones(1, 2, dtype=torch.bool),), ("relu_0",), torch.tensor([1]))
+    answers: list[tuple[Callable[[Tensor], object], str]] = [
+        (lambda logits: (logits, logits), "returned tuple"),
+        (lambda logits: logits * torch.nan, "not finite"),
+        (lambda logits: logits.detach(), "passes no gradient"),
+    ]
+    for change, message in answers:
+        with pytest.raises(PathwayError, match=message):
+            decode_pathway(Changed(change).eval(), (2, 4, 5), everything, total_variation=total_variation)
+
+
+def test_a_network_under_no_grad_is_answered(weights: Tensor) -> None:
+    class Gradless(nn.Sequential):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    net = Gradless(*linear_network(weights)).eval()
+    everything = Pathway((torch.ones(1, 2, dtype=torch.bool),), ("relu_0",), torch.tensor([1]))
+    with pytest.raises(PathwayError, match=r"passes no gradient.*torch\.no_grad"):
+        decode_pathway(net, (2, 4, 5), everything)
+    with pytest.raises(PathwayError, match=r"passes no gradient.*torch\.no_grad"):
+        visualise_neuron(net, (2, 4, 5), "relu_0", 0, total_variation=1.0)
+
+
 def test_wrong_arguments_are_answered() -> None:
     net = small_network()
     pathway = NeuronMCT(0.5)(net, net.inputs(2))
     for shape in ((3, 7), (3, 0, 7), (1, 3, 7, 7)):
         with pytest.raises(PathwayError, match="shape is"):
             decode_pathway(net, shape, pathway)
-    for wrong in ({"steps": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}, {"total_variation": -1.0}):
+    for wrong in (
+        {"steps": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"learning_rate": math.inf},
+        {"total_variation": -1.0},
+        {"total_variation": math.inf},
+    ):
         with pytest.raises(PathwayError, match=str(next(iter(wrong)))):
             decode_pathway(net, SHAPE, pathway, **wrong)
     with pytest.raises(PathwayError, match="give target="):

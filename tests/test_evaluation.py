@@ -119,6 +119,19 @@ def test_an_empty_site_cuts_a_chain_and_not_a_residual_network(name: str, cut: b
     assert blind(model, x, gap[0]).tolist() == [cut] * 6
 
 
+def test_blind_says_where_gradients_cannot_tell(net: nn.Sequential) -> None:
+    x, everything = torch.ones(1, 2), pathway("11")
+    with torch.inference_mode(), pytest.raises(PathwayError, match="inference_mode"):
+        blind(net, x, everything)
+    # Gradients this small are 0 in float16; bfloat16 has the range of float32.
+    with torch.no_grad():
+        net[0].weight.mul_(1e-5)
+        net[2].weight.mul_(1e-5)
+    assert blind(net.bfloat16(), x.bfloat16(), everything).tolist() == [False]
+    with pytest.raises(PathwayError, match=r"float16.*model\.float\(\)"):
+        blind(net.half(), x.half(), everything)
+
+
 def test_wrong_sizes_are_answered(net: nn.Sequential) -> None:
     x = torch.ones(3, 2)
     with pytest.raises(PathwayError, match="2 inputs, the batch 3"):
@@ -361,8 +374,10 @@ def test_overlap_of_what_does_not_fit_is_answered() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     with pytest.raises(PathwayError, match="different networks"):
         pairwise_iou(kept, random_pathways(4, 0, ((3, 2, 2), (4,))))
-    with pytest.raises(PathwayError, match="4 and 3 inputs"):
+    with pytest.raises(PathwayError, match=r"different numbers of inputs.*'b': 3"):
         method_similarity({"a": kept, "b": kept[:3]})
+    with pytest.raises(PathwayError, match=r"different numbers of inputs.*'b': 1"):
+        method_similarity({"a": kept, "b": kept[:1]})
     with pytest.raises(PathwayError, match="no pathways"):
         method_similarity({})
     for wrong in (labels[:3], labels.float(), labels.bool(), labels[:, None]):

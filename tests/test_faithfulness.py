@@ -225,6 +225,17 @@ def test_no_order_beats_the_contributions_of_a_linear_network(seed: int) -> None
         assert float(runs["lerf"][position]) == pytest.approx(highest, abs=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_curves_of_a_half_precision_network_are_in_single(dtype: torch.dtype) -> None:
+    net, x, attribution = linear().to(dtype), images(3).to(dtype), torch.randn(3, 3, HEIGHT, WIDTH)
+    found = degradation(net, x, attribution, 0)
+    assert torch.equal(found.fractions, torch.tensor(FRACTIONS))
+    with torch.no_grad():
+        logits = torch.stack([net(degraded(x, attribution, fraction)) for fraction in FRACTIONS], 1)
+    assert torch.equal(found.probability, logits.float().softmax(2)[..., 0])
+    torch.testing.assert_close(found.area, torch.trapezoid(found.probability, torch.tensor(FRACTIONS)) / 0.9)
+
+
 def test_areas_by_hand() -> None:
     curve = Degradation(
         torch.tensor([0.0, 0.1, 0.5]),
@@ -283,6 +294,12 @@ def test_blur_is_a_normalised_gaussian(sigma: float) -> None:
     inside = gaussian_filter(np.ones((3, 12, 9)), (0, sigma, sigma), mode="constant", truncate=30)
     torch.testing.assert_close(blurred(x, sigma), torch.from_numpy(np.stack(spread) / inside), rtol=1e-6, atol=1e-6)
     assert torch.equal(blurred(x), blurred(x, 9 / 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_blur_in_half_precision_knows_every_pixel_of_a_large_image(dtype: torch.dtype) -> None:
+    x = images(1, shape=(1, 1, 600)).to(dtype)  # in bfloat16 whole numbers end at 256
+    torch.testing.assert_close(blurred(x, 1.5).float(), blurred(x.float(), 1.5), rtol=0.02, atol=0.02)
 
 
 def interpolated_densely(image: Tensor, gone: Tensor) -> Tensor:
@@ -538,8 +555,15 @@ class NaN(nn.Module):
         (lambda: degradation(NET, X, A, fill=torch.zeros(3, 3, HEIGHT, WIDTH)), r"fill has shape"),
         (lambda: degradation(NET, X, A, fill=torch.zeros(1, 2, 3, HEIGHT, WIDTH)), r"fill has shape"),
         (lambda: degradation(NET, X, A, fill=torch.full((3,), torch.inf)), "fill holds"),
+        (lambda: degradation(NET, X, A, fill=torch.tensor([9, 99, 199]).byte()), r"mean_colour\(data\) / 255"),
+        (lambda: degraded(X, A, 0.5, fill=torch.zeros(3).byte()), r"mean_colour\(data\) / 255"),
+        (lambda: sensitivity_n(NET, X, A, fill=torch.zeros(3).long()), r"mean_colour\(data\) / 255"),
         (lambda: degradation(NET, X, A, fill="noisy linear", fractions=(0, 1)), "leave at least one"),
         (lambda: degradation(NET, X, A, fractions=()), "increasing"),
+        (lambda: degradation(NET, X, A, fractions=0.5), r"fractions are 0\.5; give increasing"),
+        (lambda: degradation(NET, X, A, fractions=("half",)), "increasing"),
+        (lambda: degraded(X, A, "half"), "increasing"),
+        (lambda: degraded((255 * X).byte(), A, 0.5), r"float\(\) / 255"),
         (lambda: degradation(NET, X, A, fractions=(0.5, 0.2)), "increasing"),
         (lambda: degradation(NET, X, A, fractions=(0.2, 0.2)), "increasing"),
         (lambda: degradation(NET, X, A, fractions=(0, 50)), r"in \[0, 1\]"),
@@ -557,10 +581,16 @@ class NaN(nn.Module):
         (lambda: sensitivity_n(NET, X, A, n=(21,)), "1 to 20"),
         (lambda: sensitivity_n(NET, X, A, n=(1.5,)), "whole numbers"),
         (lambda: sensitivity_n(NET, X, A, n=()), "whole numbers"),
+        (lambda: sensitivity_n(NET, X, A, n=5), "n is 5; give whole numbers"),
+        (lambda: sensitivity_n(NET, X, A, n=("a",)), "whole numbers"),
+        (lambda: sensitivity_n(NET, X, A, n=(math.nan,)), "whole numbers"),
+        (lambda: sensitivity_n(NET, X, A, n=(math.inf,)), "whole numbers"),
+        (lambda: sensitivity_n(NET, X, A, n=(True,)), "whole numbers"),
         (lambda: sensitivity_n(NET, X, A, subsets=1), "at least 2"),
         (lambda: sensitivity_n(NET, X, A, subsets=0), "subsets is 0"),
         (lambda: sensitivity_n(NET, X, A, fill="noisy linear"), "not one image"),
         (lambda: blurred(X, 0), "sigma is 0"),
+        (lambda: blurred((255 * X).byte()), r"float\(\) / 255"),
         (lambda: noisy_linear(X, torch.zeros(2, HEIGHT, WIDTH)), "float32"),
         (lambda: noisy_linear(X, torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)), r"\(4, 5\)"),
         (lambda: noisy_linear(X, torch.ones(2, HEIGHT, WIDTH, dtype=torch.bool)), "every pixel"),

@@ -101,6 +101,12 @@ def test_strange_inputs() -> None:
         strange_inputs(X[:3], torch.zeros(3).long(), "other class")
     with pytest.raises(PathwayError, match="kind"):
         strange_inputs(X, classes, "white")  # type: ignore[arg-type]
+    with pytest.raises(PathwayError, match=r"shape \(3,\) for 24 inputs"):
+        strange_inputs(X, classes[:3], "other class")
+    with pytest.raises(PathwayError, match=r"float\(\) / 255"):
+        strange_inputs((255 * X).byte(), classes, "grey")
+    with pytest.raises(PathwayError, match=r"\(1, 3, 1, 1\).*standard deviation"):
+        strange_inputs(torch.rand(1, 3, 1, 1), torch.tensor([0]), "noise")
 
 
 def test_restricted_to_all_sites_is_the_pathway_and_to_none_the_network() -> None:
@@ -138,6 +144,34 @@ def test_who_decides_in_a_network_where_it_is_known() -> None:
     gate = decided_by(Switch().eval(), torch.tensor([[1.0, 0.0], [3.0, 0.0]]), of_switch([1, 0, 0, 0], [0, 0, 0, 0]))
     assert gate.pathway.value == pytest.approx(4 / 6)
     assert [gate.input.value, gate.both.value] == pytest.approx([1 / 6, 1 / 6])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_nobody_decides_what_only_rounding_varies(dtype: torch.dtype) -> None:
+    # No neuron is left: ten logits of the bias alone, whose mean over equal runs is not exactly theirs.
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 10)).eval().to(dtype)
+    with torch.no_grad():
+        net[2].bias.copy_(torch.randn(10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    nothing = of_switch(*[[0, 0, 0, 0]] * 7)
+    with pytest.raises(PathwayError, match="the same in all runs"):
+        decided_by(net, torch.rand(7, 2, dtype=dtype), nothing)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_probabilities_of_half_precision_logits_are_in_single(dtype: torch.dtype) -> None:
+    model, x = Switch().eval().to(dtype), torch.tensor([[1.0, 0.0], [0.3, 2.0]], dtype=dtype)
+    pathway = of_switch([1, 1, 1, 0])
+    with torch.no_grad():
+        whole = model(x).float()
+        with masked(pathway):
+            routed = model(x).float()
+    p = whole.softmax(1).amax(1)
+    q = routed.softmax(1).gather(1, whole.argmax(1, keepdim=True))[:, 0]
+    assert torch.equal(confidence(model, x), p)
+    assert torch.equal(confidence(model, x, pathway), q)
+    assert torch.equal(confidence_drop(model, x, pathway), (p - q).clamp(min=0) / p)
+    expected = (whole.softmax(1) * (whole.log_softmax(1) - routed.log_softmax(1))).sum(1)
+    torch.testing.assert_close(divergence(model, x, pathway), expected)
 
 
 def test_who_decides_against_a_loop() -> None:

@@ -167,6 +167,22 @@ def test_quantus_explain_is_explain(network: RandomNetwork, batch: tuple[np.ndar
         np.testing.assert_allclose(quantus_explain(network, variant, targets.tolist()), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_quantus_explain_of_reversed_arrays(network: RandomNetwork, batch: tuple[np.ndarray, np.ndarray]) -> None:
+    images, targets = batch
+    found = quantus_explain(network, images[::-1], targets[::-1])
+    assert np.array_equal(found, quantus_explain(network, images[::-1].copy(), targets[::-1].copy()))
+
+
+def test_quantus_explain_of_a_bfloat16_network_is_in_single(
+    network: RandomNetwork, batch: tuple[np.ndarray, np.ndarray]
+) -> None:
+    images, targets = batch
+    found = quantus_explain(network.bfloat16(), images, targets)
+    expected = PathwayGradient(network).attribute(torch.from_numpy(images).bfloat16(), torch.from_numpy(targets))
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected.float().numpy())
+
+
 def test_quantus_explain_keeps_the_networks_mode_and_place(
     network: RandomNetwork, batch: tuple[np.ndarray, np.ndarray]
 ) -> None:

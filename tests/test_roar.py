@@ -76,6 +76,46 @@ def test_unusable_scores_and_fractions_are_refused(scores: Tensor, fraction: flo
         remove_pixels(images_of(3, 8, 0), scores, fraction)
 
 
+@pytest.mark.parametrize(
+    "fill",
+    [
+        torch.tensor([0.5, 0.5, 0.5]),  # would be black
+        torch.tensor([300, 300, 300]),  # would wrap to 44
+        torch.zeros(2, dtype=torch.uint8),
+        torch.zeros(1, dtype=torch.uint8),
+        torch.zeros(1, 3, dtype=torch.uint8),
+        0,
+    ],
+)
+def test_fills_that_are_no_colour_are_refused(fill: Tensor) -> None:
+    with pytest.raises(PathwayError, match=r"fill is .*; give uint8 \(3,\) in 0 to 255, such as mean_colour\(data\)"):
+        remove_pixels(images_of(3, 8, 0), torch.rand(3, 8, 8), 0.5, fill=fill)
+
+
+def test_removal_keeps_everything_but_the_images() -> None:
+    data = planted(n=4, shortcut=1.0)
+    left = remove_pixels(data, torch.rand(4, 32, 32), 0.5)
+    assert data.shortcut_masks is not None
+    assert not torch.equal(left.images, data.images)
+    for name in ("labels", "classes", "masks", "shortcut_masks", "shortcut_labels"):
+        assert getattr(left, name) is getattr(data, name)
+
+
+def test_a_checkpoint_of_another_fraction_is_refused(tmp_path: Path) -> None:
+    data, recipe, path = planted(32), Recipe(epochs=1, batch_size=16, crop_padding=0), tmp_path / "run.pt"
+    scores = torch.rand(32, 32, 32)
+
+    def retrained(fraction: float) -> roar.Retrained:
+        return remove_and_retrain(
+            planted_cnn, data, data, (scores, scores), fraction, recipe, checkpoint=path, progress=False
+        )
+
+    log = retrained(0.1).log
+    assert retrained(0.1).log == log
+    with pytest.raises(PathwayError, match=r"run\.pt holds a run of another recipe \(data: "):
+        retrained(0.9)
+
+
 def test_scores_go_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roar, "_SHARD", 4)
     model, data, gradient = load_model("planted-cnn"), planted(n=10), explainers()["gradient"]

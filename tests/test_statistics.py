@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import friedmanchisquare, ttest_rel
 
 from pathwaylib import Interval, PathwayError, bootstrap_interval, paired_difference, rank_stability
@@ -31,6 +32,21 @@ def test_paired_difference_of_equal_methods() -> None:
     assert (same.effect, same.share) == (0, Interval(0.5, 0.5, 0.5))
     assert paired_difference([1.0, 2.0], [2.0, 3.0]).effect == -np.inf
     assert paired_difference([0.1] * 3, [0.0] * 3).effect == np.inf  # the rounded deviation of equal tenths is not 0
+
+
+def test_differences_that_only_rounding_tells_apart_are_equal() -> None:
+    assert paired_difference([1.3, 2.3, 4.3], [1.0, 2.0, 4.0]).effect == np.inf
+    assert paired_difference([1.0, 2.0, 4.0], [1.3, 2.3, 4.3]).effect == -np.inf
+    small = 1e-9 * np.array([1.0, 2.0, 4.0])
+    assert paired_difference(1 + small, np.ones(3)).effect == pytest.approx(np.mean(small) / np.std(small, ddof=1))
+
+
+def test_bfloat16_scores_are_taken_as_they_are() -> None:
+    first, second = torch.rand(9).bfloat16().requires_grad_(), torch.rand(9).bfloat16()
+    one, other = first.detach().float().numpy(), second.float().numpy()
+    assert bootstrap_interval(first) == bootstrap_interval(one)
+    assert paired_difference(first, second) == paired_difference(one, other)
+    assert rank_stability({"a": first, "b": second}) == rank_stability({"a": one, "b": other})
 
 
 @pytest.mark.parametrize(
@@ -62,6 +78,14 @@ def test_ranks() -> None:
     assert max(interval.high - interval.low for interval in noise.ranks.values()) >= 2
     equal = rank_stability({"a": [1.0, 1], "b": [1.0, 1]})
     assert equal.ranks["a"].value == equal.ranks["b"].value == 1.5
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-200, -1e200, 0.0])
+def test_equal_scores_share_a_rank_in_any_order_of_their_repetitions(scale: float) -> None:
+    scores = scale * np.array([0.1, 0.2, 0.3])
+    found = rank_stability({"a": scores, "b": scores[::-1], "c": scores - 1e-9 * abs(scale)})
+    assert found.ranks["a"].value == found.ranks["b"].value
+    assert found.ranks["c"].value == (3 if scale else 2)  # little, but no rounding
 
 
 @pytest.mark.parametrize(

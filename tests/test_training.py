@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from pathwaylib import PathwayError, planted, training
 from pathwaylib.architectures import planted_cnn, resnet
+from pathwaylib.checkpoints import resume_checkpoint, store_checkpoint
 from pathwaylib.data import ImageSet
 from pathwaylib.files import digest_of
-from pathwaylib.training import Recipe, accuracy, augment, initialise, train_classifier
+from pathwaylib.training import Recipe, accuracy, augment, initialise, predictions, train_classifier
 
 RECIPE = Recipe(epochs=3, batch_size=16, peak_lr=0.05, crop_padding=2, seed=5)
 DATA = planted(40, seed=0)
@@ -25,7 +26,7 @@ def network() -> nn.Module:
 
 
 def train(
-    checkpoint: Path | None = None, recipe: Recipe = RECIPE, model: nn.Module | None = None
+    checkpoint: Path | str | None = None, recipe: Recipe = RECIPE, model: nn.Module | None = None
 ) -> tuple[nn.Module, list]:
     model = model or network()
     return model, train_classifier(model, DATA, recipe, checkpoint=checkpoint, progress=False, bfloat16=False)
@@ -130,12 +131,166 @@ def test_checkpoint_of_another_recipe_is_refused(change: dict[str, float], tmp_p
 
 
 def test_warm_restart_goes_on_from_the_weights_given() -> None:
-    still = replace(RECIPE, peak_lr=0.0, epochs=1)
+    still = replace(RECIPE, peak_lr=1e-30, epochs=1)  # steps too small to change a float32
     model, before = initialise(network(), 77), initialise(network(), 77)
     train_classifier(model, DATA, still, fresh=False, progress=False, bfloat16=False)
     assert equal(model, before)
     train_classifier(model, DATA, still, progress=False, bfloat16=False)
     assert equal(model, initialise(network(), RECIPE.seed))
+
+
+@pytest.mark.parametrize("change", ["images", "labels", "bfloat16", "fresh", "initial weights"])
+def test_checkpoint_of_another_training_is_refused(change: str, tmp_path: Path) -> None:
+    """What decides a training besides the recipe: or the log of another run would be returned, and nothing trained."""
+    path, fresh = tmp_path / "run.pt", change not in ("fresh", "initial weights")
+    given = {"fresh": fresh, "bfloat16": False, "checkpoint": path, "progress": False}
+    train_classifier(initialise(network(), 1), DATA, RECIPE, **given)
+    train_classifier(initialise(network(), 1), DATA, RECIPE, **given)  # the same again is none
+    content = path.read_bytes()
+    data, seed = DATA, 1
+    if change == "images":
+        data = replace(DATA, images=255 - DATA.images)
+    elif change == "labels":
+        data = replace(DATA, labels=DATA.labels.flip(0))
+    elif change == "initial weights":
+        seed = 2
+    else:
+        given[change] = not given[change]
+    named = "data" if change in ("images", "labels") else change
+    with pytest.raises(PathwayError, match=rf"run\.pt holds a run of another recipe .*{named}: .* there, .* here"):
+        train_classifier(initialise(network(), seed), data, RECIPE, **given)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_refused_checkpoint_leaves_the_network_as_it_was(fresh: bool, tmp_path: Path) -> None:
+    """Networks that differ in their last layer alone: the first ones would fit."""
+    path = tmp_path / "run.pt"
+    model, before = (initialise(planted_cnn(width=4, classes=5), 77).eval() for _ in range(2))
+    store_checkpoint(path, {"model": network()}, {}, [{"epoch": 1}])
+    with pytest.raises(PathwayError, match=r"run\.pt is of another network \(.* differ\)"):
+        resume_checkpoint(path, {"model": model}, {})
+    path.unlink()
+    given = {"fresh": fresh, "checkpoint": path, "bfloat16": False, "progress": False}
+    train_classifier(network(), DATA, RECIPE, **given)
+    with pytest.raises(PathwayError, match=r"of another"):
+        train_classifier(model, DATA, RECIPE, **given)
+    assert equal(model, before)
+    assert not model.training
+
+
+def test_a_part_that_is_missing_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    model, before, path = initialise(network(), 1), initialise(network(), 1), tmp_path / "run.pt"
+    store_checkpoint(path, {"model": network()}, {}, [{"epoch": 1}])
+    with pytest.raises(PathwayError, match=r"of another network \('draws'\)"):
+        resume_checkpoint(path, {"model": model, "draws": torch.Generator()}, {})
+    assert equal(model, before)
+
+
+def test_names_with_a_dot_have_logs_of_their_own(tmp_path: Path) -> None:
+    for index, name in enumerate(("gradient-0.3", "gradient-0.7", "run.pt")):
+        store_checkpoint(tmp_path / name, {"model": network()}, {}, [{"epoch": index}])
+    logs = {path.name: path.read_text() for path in tmp_path.glob("*.csv")}
+    assert logs == {"gradient-0.3.csv": "epoch\n0\n", "gradient-0.7.csv": "epoch\n1\n", "run.csv": "epoch\n2\n"}
+    with pytest.raises(PathwayError, match=r"run\.csv has the name of a log; give the checkpoint another, .* run\.pt"):
+        store_checkpoint(tmp_path / "run.csv", {"model": network()}, {}, [{"epoch": 1}])
+    assert (tmp_path / "run.csv").read_text() == "epoch\n2\n"
+
+
+def test_checkpoint_may_be_a_string(tmp_path: Path) -> None:
+    whole, log = train()
+    for _ in range(2):
+        model, found = train(str(tmp_path / "run.pt"))
+        assert equal(model, whole)
+        assert found == log
+
+
+def test_dropout_is_drawn_from_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reproducible, the same after an interruption, and nothing of it touches the caller's draws."""
+
+    def dropping() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 32 * 32, 4))
+
+    before = torch.get_rng_state()
+    whole, log = train(model=dropping())
+    torch.manual_seed(1)
+    again, same_log = train(model=dropping())
+    assert equal(whole, again)
+    assert log == same_log
+    assert not equal(whole, train(recipe=replace(RECIPE, seed=6), model=dropping())[0])
+
+    def store_and_die(*arguments: object) -> None:
+        store_checkpoint(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    path = tmp_path / "run.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "store_checkpoint", store_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(path, model=dropping())
+    assert equal(train(path, model=dropping())[0], whole)
+    torch.set_rng_state(before)
+    model = dropping()
+    before = torch.get_rng_state()
+    train(model=model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": -1}, "epochs is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"peak_lr": 0.0}, r"peak_lr is 0\.0; give a number above 0"),
+        ({"peak_lr": float("nan")}, "peak_lr is nan"),
+        ({"peak_lr": float("inf")}, "peak_lr is inf"),
+        ({"warmup": 1.1}, r"warmup is 1\.1; give a share of the steps in \[0, 1\]"),
+        ({"warmup": float("nan")}, "warmup is nan"),
+        ({"momentum": 0.0}, r"momentum is 0\.0"),
+        ({"momentum": 1.0}, r"momentum is 1\.0"),
+        ({"weight_decay": -1e-4}, r"weight_decay is -0\.0001"),
+        ({"label_smoothing": 1.0}, r"label_smoothing is 1\.0"),
+        ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
+        ({"crop_padding": -1}, "crop_padding is -1; give whole pixels, or 0"),
+        ({"crop_padding": 1.5}, r"crop_padding is 1\.5"),
+        ({"cutout": -1}, "cutout is -1"),
+    ],
+    ids=str,
+)
+def test_recipes_out_of_range_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(PathwayError, match=message):
+        replace(RECIPE, **change)
+
+
+def test_crops_that_the_images_are_too_small_for() -> None:
+    with pytest.raises(PathwayError, match=r"crop_padding is 32, the images have 32x32 pixels; give fewer"):
+        train(recipe=replace(RECIPE, crop_padding=32))
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    with pytest.raises(PathwayError, match=r"the loss is (nan|inf) after epoch 1; lower peak_lr, which is 1e\+30"):
+        train(tmp_path / "run.pt", replace(RECIPE, peak_lr=1e30))
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_refuse_what_cannot_be_counted() -> None:
+    model = resnet(8, width=4, classes=4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(PathwayError, match=r"training mode"):
+        accuracy(model, DATA)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(PathwayError, match=r"batch_size is 0"):
+        predictions(model.eval(), DATA, batch_size=0)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(PathwayError, match=r"logits that are not finite"):
+        predictions(model, DATA)
+
+
+def test_predictions_of_a_network_in_double_precision() -> None:
+    model = network().eval()
+    assert torch.equal(predictions(model, DATA), predictions(model.double(), DATA))
 
 
 def test_too_few_images() -> None:
@@ -166,7 +321,7 @@ def test_accuracy_counts() -> None:
             return self.answer.expand(len(x), -1)
 
     for batch_size in (1, 7, 500):
-        assert accuracy(Constant(), DATA, batch_size=batch_size) == pytest.approx(
+        assert accuracy(Constant().eval(), DATA, batch_size=batch_size) == pytest.approx(
             float((DATA.labels == 1).float().mean())
         )
 
@@ -269,8 +424,8 @@ def test_cutout_covers_one_square_and_no_more_than_it() -> None:
 
 
 def test_warm_restart_goes_on_from_the_weights_it_finds() -> None:
-    """Without ``fresh`` a first step of learning rate 0 leaves the weights; with it they are drawn anew."""
-    recipe = training.Recipe(epochs=1, batch_size=32, peak_lr=0.0, crop_padding=0)
+    """Without ``fresh`` steps too small to count leave the weights; with it they are drawn anew."""
+    recipe = training.Recipe(epochs=1, batch_size=32, peak_lr=1e-30, crop_padding=0)
     for fresh in (False, True):
         model = planted_cnn()
         before = [parameter.clone() for parameter in model.parameters()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args, overload
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import PathwayError, require_at_least_one, require_choice
 from ..neurons import Target, check_model, checked_logits, resolve_target, response
-from .fills import NOISE, Fill, baseline, draw_noise, imputed
+from .fills import NOISE, Fill, baseline, check_images, draw_noise, imputed
+from .pathways import at_least_single
 
 Order = Literal["morf", "lerf"]
 Ranking = Literal["signed", "absolute", "strongest"]
@@ -27,7 +28,7 @@ class Degradation:
 
     Attributes:
         fractions: share of the pixels removed, ``(F,)``.
-        probability: softmax probability of the target, ``(B, F)``.
+        probability: softmax probability of the target, ``(B, F)``; of a network in half precision in single.
         kept: whether the target is what the network predicts, bool ``(B, F)``. With the predicted class as target:
             whether the prediction is kept; with the label: whether it is right.
         order: ``"morf"`` or ``"lerf"``.
@@ -143,7 +144,7 @@ def degradation(
     for start in range(0, len(runs), batch_size):
         images, removed = zip(*runs[start : start + batch_size], strict=True)
         found.append(_logits(model, removal.images(torch.tensor(images), torch.tensor(removed))))
-    logits = torch.cat(found).view(len(x), len(counts), -1)
+    logits = at_least_single(torch.cat(found)).view(len(x), len(counts), -1)
     probability = logits.softmax(-1).gather(2, targets[:, None, None].expand(-1, len(counts), 1))[..., 0]
     places = torch.tensor([float(fraction) for fraction in fractions]).to(probability)
     return Degradation(places, probability, logits.argmax(-1) == targets[:, None], order, targets)
@@ -179,7 +180,7 @@ def degraded(
         >>> int((half == 0).sum())  # 8 pixels of 3 channels in 2 images
         48
     """
-    _check_images(x)
+    check_images(x)
     require_choice("order", order, get_args(Order))
     (count,) = _pixel_counts([fraction], x[0, 0].numel())
     removal = _Removal(x, attribution, order, ranking, fill, generator)
@@ -388,8 +389,9 @@ def sensitivity_n(
     if not named:
         raise PathwayError("there is no attribution; give a tensor, or a dictionary such as {'gradient': gradients}")
     pixels = x[0, 0].numel()
-    sizes = _subset_sizes(pixels) if n is None else tuple(n)
-    if not sizes or any(isinstance(size, bool) or size != int(size) or not 1 <= size <= pixels for size in sizes):
+    given = _subset_sizes(pixels) if n is None else n
+    sizes = tuple(given) if isinstance(given, Iterable) else ()
+    if not sizes or any(isinstance(size, bool) or size not in range(1, pixels + 1) for size in sizes):
         raise PathwayError(f"n is {n}; give whole numbers from 1 to {pixels}, the number of pixels")
     sizes = tuple(map(int, sizes))  # 2.0 is a whole number too
     require_at_least_one(subsets=subsets)
@@ -458,17 +460,12 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 def _prepared(model: nn.Module, x: Tensor, target: Target, batch_size: int) -> tuple[Tensor, Tensor]:
     """Check what was given; return the targets and the responses on the whole images."""
     check_model(model, x)
-    _check_images(x)
+    check_images(x)
     require_at_least_one(batch_size=batch_size)
     # A network may change its input in place; the caller's images stay as they are.
     logits = torch.cat([_logits(model, part.clone()) for part in x.detach().split(batch_size)])
     targets = resolve_target(logits, target)
     return targets, response(logits, targets)
-
-
-def _check_images(x: Tensor) -> None:
-    if x.ndim != 4 or not x.numel():
-        raise PathwayError(f"the images have shape {tuple(x.shape)}; give (batch, channels, height, width)")
 
 
 def _check_attribution(x: Tensor, attribution: Tensor) -> None:
@@ -482,7 +479,10 @@ def _check_attribution(x: Tensor, attribution: Tensor) -> None:
 
 def _pixel_counts(fractions: Sequence[float], pixels: int) -> tuple[int, ...]:
     """Return how many pixels each fraction removes, exactly rounded."""
-    given = [float(fraction) for fraction in fractions]
+    try:
+        given = [float(fraction) for fraction in fractions]
+    except (TypeError, ValueError):
+        given = []
     if not given or not all(0 <= fraction <= 1 for fraction in given) or sorted(set(given)) != given:
-        raise PathwayError(f"fractions are {list(fractions)}; give increasing numbers in [0, 1], such as 0, 0.1, 0.2")
+        raise PathwayError(f"fractions are {fractions}; give increasing numbers in [0, 1], such as (0, 0.1, 0.2)")
     return tuple(round(Fraction(str(fraction)) * pixels) for fraction in given)

@@ -23,6 +23,14 @@ NOISE = 0.01
 _NEIGHBOURS = ((0, 1, 1 / 6), (1, -1, 1 / 12), (1, 0, 1 / 6), (1, 1, 1 / 12))
 
 
+def check_images(x: Tensor) -> None:
+    """Raise :class:`PathwayError` where ``x`` is no floating-point batch of images."""
+    if x.ndim != 4 or not x.numel():
+        raise PathwayError(f"the images have shape {tuple(x.shape)}; give (batch, channels, height, width)")
+    if not x.is_floating_point():
+        raise PathwayError(f"the images are {x.dtype}; give floating-point images, for example images.float() / 255")
+
+
 def baseline(x: Tensor, fill: Fill) -> Tensor:
     """Return, for each image, the image whose pixels take the place of removed ones.
 
@@ -35,14 +43,19 @@ def baseline(x: Tensor, fill: Fill) -> Tensor:
         Tensor like ``x``.
 
     Raises:
-        PathwayError: if the fill is unknown, is no one image (noisy linear imputation depends on what was removed), or
-            does not fit the images.
+        PathwayError: if the fill is unknown, is no one image (noisy linear imputation depends on what was removed), is
+            not floating point, or does not fit the images.
 
     Example:
         >>> baseline(torch.rand(2, 3, 4, 4), torch.tensor([0.5, 0.4, 0.3]))[1, :, 0, 0]
         tensor([0.5000, 0.4000, 0.3000])
     """
     if isinstance(fill, Tensor):
+        if not fill.is_floating_point():
+            raise PathwayError(
+                f"the fill is {fill.dtype}; give it in the range of the images, which are floating point: for example "
+                "mean_colour(data) / 255"
+            )
         values = fill.detach().to(x)
         values = values.view(-1, 1, 1) if values.ndim == 1 else values
         if values.ndim > x.ndim or any(
@@ -72,20 +85,22 @@ def blurred(x: Tensor, sigma: float | None = None) -> Tensor:
         sigma: standard deviation in pixels; an eighth of the shorter side if left out (4 of 32).
 
     Raises:
-        PathwayError: if ``sigma`` is not positive.
+        PathwayError: if the images are no floating-point batch, or ``sigma`` is not positive.
 
     Example:
         >>> flat = torch.full((1, 3, 8, 8), 0.5)
         >>> torch.allclose(blurred(flat), flat)
         True
     """
+    check_images(x)
     sigma = min(x.shape[-2:]) / 8 if sigma is None else sigma
     if not sigma > 0:
         raise PathwayError(f"sigma is {sigma}; give a positive number of pixels")
 
     def weights(size: int) -> Tensor:
-        place = torch.arange(size, device=x.device, dtype=x.dtype)
-        return (-((place[:, None] - place) ** 2) / (2 * sigma**2)).softmax(1)
+        # Half precision has no room for the larger whole numbers.
+        place = torch.arange(size, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        return (-((place[:, None] - place) ** 2) / (2 * sigma**2)).softmax(1).to(x.dtype)
 
     return weights(x.shape[-2]) @ x.detach() @ weights(x.shape[-1]).T
 

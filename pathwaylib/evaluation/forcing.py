@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import PathwayError, require_at_least_one, require_choice
-from ..pathway import Pathway
-from .pathways import confidence, pathway_logits
+from ..pathway import Pathway, class_indices
+from .fills import check_images
+from .pathways import at_least_single, confidence, pathway_logits
 from .statistics import Interval
 
 Strange = Literal["other class", "noise", "grey", "shuffled"]
@@ -99,8 +100,8 @@ def divergence(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int
         >>> divergence(net, torch.rand(2, 2), everything)
         tensor([0., 0.])
     """
-    whole = pathway_logits(model, x, None, batch_size).log_softmax(1)
-    routed = pathway_logits(model, x, pathway, batch_size).log_softmax(1)
+    whole = at_least_single(pathway_logits(model, x, None, batch_size)).log_softmax(1)
+    routed = at_least_single(pathway_logits(model, x, pathway, batch_size)).log_softmax(1)
     return F.kl_div(routed, whole, reduction="none", log_target=True).sum(1)
 
 
@@ -189,15 +190,18 @@ def decided_by(
         raise PathwayError(f"{len(pathway)} pathways and {len(x)} inputs; give at least two of each")
     runs = [pathway_logits(model, x, pathway[row], batch_size) for row in range(len(pathway))]
     logits = torch.stack(runs).double().cpu().numpy()
+    rounding = torch.finfo(runs[0].dtype).eps * float(np.abs(logits).max())
     logits -= logits.mean(2, keepdims=True)
-    value = _variance_shares(logits)
+    value = _variance_shares(logits, rounding)
+    if value is None:
+        raise PathwayError("the network says the same in all runs; give other pathways or inputs")
     generator = np.random.default_rng(seed)
     draws = []
     for _ in range(resamples):
         rows, columns = (generator.integers(size, size=size) for size in logits.shape[:2])
-        drawn = logits[rows][:, columns]
-        if np.ptp(drawn, (0, 1)).any():
-            draws.append(_variance_shares(drawn))
+        shares = _variance_shares(logits[rows][:, columns], rounding)
+        if shares is not None:
+            draws.append(shares)
     low, high = np.quantile(draws or [value], (0.025, 0.975), 0)
     # A draw with replacement repeats rows and columns; that shifts small shares a little.
     return Decided(
@@ -205,12 +209,16 @@ def decided_by(
     )
 
 
-def _variance_shares(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the shares of rows, columns and both in the variance of ``(rows, columns, classes)``."""
+def _variance_shares(logits: NDArray[np.float64], rounding: float) -> NDArray[np.float64] | None:
+    """Return the shares of rows, columns and both in the variance of ``(rows, columns, classes)``.
+
+    None where nothing varies, or no more than by ``rounding``: the shares would be those of the rounding.
+    """
     varied = logits - logits.mean((0, 1))
     total = (varied**2).sum()
-    if not total:
-        raise PathwayError("the network says the same in all runs; give other pathways or inputs")
+    # The mean of equal numbers may differ from them, also by more than ``rounding`` of a float64 network.
+    if not np.ptp(logits, (0, 1)).any() or total <= logits.size * rounding**2:
+        return None
     row = (varied.mean(1) ** 2).sum() * logits.shape[1] / total
     column = (varied.mean(0) ** 2).sum() * logits.shape[0] / total
     return np.array([row, column, max(0.0, 1 - row - column)])
@@ -231,17 +239,24 @@ def strange_inputs(x: Tensor, classes: Tensor, kind: Strange, *, generator: torc
         Images shaped like ``x``.
 
     Raises:
-        PathwayError: if the kind is unknown, or there is no image of another class.
+        PathwayError: if the images are no floating-point batch, the kind is unknown, there is not one class per image,
+            there is no image of another class, or the batch has one value per channel, which has no standard deviation.
 
     Example:
         >>> strange_inputs(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]), "grey").unique()
         tensor([0.5000])
     """
+    check_images(x)
     require_choice("kind", kind, get_args(Strange))
     generator = generator or torch.Generator().manual_seed(0)
     if kind == "grey":
         return torch.full_like(x, 0.5)
     if kind == "noise":
+        if x[:, 0].numel() < 2:
+            raise PathwayError(
+                f"the images have shape {tuple(x.shape)}; one value per channel has no standard deviation: give more "
+                "images, or larger ones"
+            )
         drawn = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
         mean, deviation = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
         return (mean + deviation * drawn).clamp(0, 1)
@@ -249,6 +264,7 @@ def strange_inputs(x: Tensor, classes: Tensor, kind: Strange, *, generator: torc
         draws = torch.rand(len(x), x[0, 0].numel(), generator=generator, device=generator.device)
         order = draws.argsort(1).to(x.device)[:, None].expand(-1, x.shape[1], -1)
         return x.flatten(2).gather(2, order).view_as(x)
+    classes = class_indices(classes, len(x))
     different = (classes[:, None] != classes).float()
     if not bool(different.any(1).all()):
         raise PathwayError(f"all images are of class {int(classes[0])}; give images of at least two classes")

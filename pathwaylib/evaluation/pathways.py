@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import PathwayError, require_at_least_one
-from ..neurons import Activations, Target, check_batch, check_model, checked_logits, frozen, masked, response
+from ..neurons import Activations, Target, check_batch, check_model, checked_logits, frozen, leaf, masked, response
 from ..pathway import Pathway
 from .statistics import Interval, bootstrap_interval
 
@@ -62,6 +62,11 @@ def pathway_logits(model: nn.Module, x: Tensor, pathway: Pathway | None, batch_s
                 logits = model(x[chosen].clone())  # a network may change its input in place
             parts.append(checked_logits(model, x[chosen], logits))
     return torch.cat(parts)
+
+
+def at_least_single(logits: Tensor) -> Tensor:
+    """Convert half precision to single: what a softmax makes of logits deserves more than three digits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _inside(pathway: Pathway, chosen: slice) -> AbstractContextManager[None]:
@@ -119,7 +124,7 @@ def confidence(
         batch_size: inputs to run at once.
 
     Returns:
-        Float tensor ``(B,)``, in [0, 1].
+        Float tensor ``(B,)``, in [0, 1]; of a network in half precision in single.
 
     Raises:
         PathwayError: as :func:`pathwaylib.prediction_kept`, and if a target is out of range.
@@ -133,7 +138,7 @@ def confidence(
     """
     if target is None and pathway is not None:
         target = pathway_logits(model, x, None, batch_size).argmax(1)
-    return response(pathway_logits(model, x, pathway, batch_size).softmax(1), target)
+    return response(at_least_single(pathway_logits(model, x, pathway, batch_size)).softmax(1), target)
 
 
 def blind(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 64) -> Tensor:
@@ -154,7 +159,8 @@ def blind(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 64
         Bool tensor ``(B,)``.
 
     Raises:
-        PathwayError: as :func:`pathwaylib.prediction_kept`.
+        PathwayError: as :func:`pathwaylib.prediction_kept`, in float16, where small gradients are rounded to 0, and
+            inside ``torch.inference_mode()``.
 
     Equation: ∇ₓ ⟨w, Φ_P(x)⟩ = 0 for random weights w of the classes (seed 0).
 
@@ -165,10 +171,15 @@ def blind(model: nn.Module, x: Tensor, pathway: Pathway, *, batch_size: int = 64
         tensor([True, True])
     """
     _check_inputs(model, x, pathway, batch_size)
+    if x.dtype == torch.float16:
+        raise PathwayError(
+            "the network is torch.float16, which rounds small gradients to 0: what sees would count as blind; use "
+            "model.float() and x.float()"
+        )
     parts = []
     for start in range(0, len(x), batch_size):
         chosen = slice(start, start + batch_size)
-        images = x[chosen].detach().clone().requires_grad_()
+        images = leaf(x[chosen])
         with frozen(model), _inside(pathway, chosen), torch.enable_grad():
             logits = checked_logits(model, images, model(images.clone()))  # a leaf cannot be changed in place
         weights = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0)).to(logits)
@@ -340,6 +351,9 @@ def method_similarity(pathways: Mapping[str, Pathway], *, per_site: bool = False
     """
     if not pathways:
         raise PathwayError("there are no pathways; give a dictionary such as {'NeuronMCT': pathway}")
+    counts = {name: len(pathway) for name, pathway in pathways.items()}
+    if len(set(counts.values())) > 1:
+        raise PathwayError(f"the pathways are of different numbers of inputs: {counts}; give those of the same inputs")
     rows = [torch.stack([a.iou(b, per_site=per_site).mean(0) for b in pathways.values()]) for a in pathways.values()]
     return torch.stack(rows).movedim(-1, 0) if per_site else torch.stack(rows)
 

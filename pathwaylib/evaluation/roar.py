@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -97,7 +97,8 @@ def remove_pixels(
         seed: decides among equal scores.
 
     Raises:
-        PathwayError: if scores and images do not fit together, a score is not finite, or ``fraction`` is out of range.
+        PathwayError: if scores and images do not fit together, a score is not finite, ``fraction`` is out of range, or
+            ``fill`` is no uint8 colour of as many channels as the images have.
 
     Example:
         >>> from pathwaylib import planted
@@ -106,7 +107,7 @@ def remove_pixels(
         >>> (grey.images.amax(1) == 0).float().mean((1, 2))
         tensor([0.5000, 0.5000])
     """
-    count, _, height, width = data.images.shape
+    count, channels, height, width = data.images.shape
     if scores.shape != (count, height, width):
         raise PathwayError(
             f"scores of shape {tuple(scores.shape)} for images of shape {tuple(data.images.shape)}; give one number "
@@ -115,6 +116,9 @@ def remove_pixels(
     if not 0 <= fraction <= 1:
         raise PathwayError(f"fraction is {fraction}; give a share of the pixels in [0, 1]")
     fill = mean_colour(data) if fill is None else fill
+    if not isinstance(fill, Tensor) or fill.dtype != torch.uint8 or fill.shape != (channels,):
+        got = f"{fill.dtype} {tuple(fill.shape)}" if isinstance(fill, Tensor) else repr(fill)
+        raise PathwayError(f"fill is {got}; give uint8 ({channels},) in 0 to 255, such as mean_colour(data)")
     removed = round(fraction * height * width)
     generator = torch.Generator().manual_seed(seed)
     images = data.images.clone()
@@ -122,7 +126,7 @@ def remove_pixels(
         part = slice(start, start + _SHARD)
         gone = pixel_order(scores[part, None], generator=generator) < removed
         images[part] = torch.where(gone[:, None], fill.view(1, -1, 1, 1), images[part])
-    return ImageSet(images, data.labels, data.classes, data.masks)
+    return replace(data, images=images)
 
 
 def mean_colour(data: ImageSet) -> Tensor:
@@ -163,7 +167,7 @@ def remove_and_retrain(
     fraction: float,
     recipe: Recipe,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     device: torch.device | str = "cpu",
     bfloat16: bool = True,
     progress: bool = True,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import PathwayError
 
 _DRAWS_AT_ONCE = 4_000_000  # values held at a time: 32 MB
+_DIGITS = 12  # of the largest number involved: beyond them float64 sums of equal numbers may differ
 
 
 class Interval(NamedTuple):
@@ -84,7 +85,7 @@ def bootstrap_interval(
         >>> value, 0.80 < low < value < high < 0.98
         (0.9, True)
     """
-    sample = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    sample = _numbers(values)
     if sample.ndim != 1 or len(sample) < 2:
         raise PathwayError(f"values of shape {sample.shape}; an interval needs one number per input, at least two")
     if not np.isfinite(sample).all():
@@ -103,6 +104,11 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(value, float(found.low), float(found.high))
+
+
+def _numbers(values: Tensor | NDArray[Any] | Sequence[float]) -> NDArray[np.float64]:
+    # NumPy has no bfloat16, and not every device float64.
+    return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=np.float64)
 
 
 def _check_draws(level: float, resamples: int) -> None:
@@ -160,18 +166,17 @@ def paired_difference(
         >>> found.difference.value, found.effect, found.share.value
         (1.25, 2.5, 1.0)
     """
-    one, other = (
-        np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
-        for values in (first, second)
-    )
+    one, other = _numbers(first), _numbers(second)
     if one.shape != other.shape:
         raise PathwayError(f"{one.shape} and {other.shape} values; give both methods' values for the same inputs")
     differences = one - other
     interval = bootstrap_interval(differences, level=level, resamples=resamples, seed=seed)
     share = bootstrap_interval((np.sign(differences) + 1) / 2, level=level, resamples=resamples, seed=seed)
-    # Rounding can give equal differences a standard deviation above 0.
-    spread = 0.0 if (differences == differences[0]).all() else differences.std(ddof=1)
-    effect = interval.value / spread if spread > 0 else np.copysign(np.inf, interval.value) if interval.value else 0.0
+    spread = differences.std(ddof=1)
+    if spread > 10.0**-_DIGITS * max(np.abs(one).max(), np.abs(other).max()):
+        effect = interval.value / spread
+    else:  # rounding alone can give equal differences a standard deviation above 0
+        effect = np.copysign(np.inf, interval.value) if interval.value else 0.0
     return PairedDifference(interval, float(effect), share)
 
 
@@ -224,7 +229,7 @@ def rank_stability(
         >>> print(found.ranks["a"], found.agreement)
         1.000 [1.000, 1.000] 1.0
     """
-    columns = [np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, dtype=np.float64) for v in scores.values()]
+    columns = [_numbers(values) for values in scores.values()]
     if len(columns) < 2 or len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
         raise PathwayError(
             f"scores of shapes {[column.shape for column in columns]}; give at least two methods, each with one number "
@@ -236,10 +241,17 @@ def rank_stability(
         raise PathwayError(f"{repetitions} repetitions; give at least two, and finite scores")
     _check_draws(level, resamples)
     draws = np.random.default_rng(seed).integers(repetitions, size=(resamples, repetitions))
-    drawn = rankdata(np.stack([table[draw].mean(0) for draw in draws]), axis=1)
+    largest = np.abs(table).max() or 1.0
+
+    def ranks(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        # The mean of the same scores in another order may differ in its last bit: that is no rank.
+        found: NDArray[np.float64] = rankdata((means / largest).round(_DIGITS), axis=-1)
+        return found
+
+    drawn = ranks(np.stack([table[draw].mean(0) for draw in draws]))
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    values = rankdata(table.mean(0))
+    values = ranks(table.mean(0))
     found = {name: Interval(*map(float, row)) for name, *row in zip(scores, values, low, high, strict=True)}
     ranked = rankdata(table, axis=1)
     ties = sum((counts**3 - counts).sum() for counts in (np.unique(row, return_counts=True)[1] for row in table))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from ..checkpoints import Parts, resume_checkpoint, store_checkpoint
 from ..data import ImageSet
 from ..errors import PathwayError, require_at_least_one
+from ..files import digest_of
 from ..neurons import frozen, gated, record
 from .network import GeneratorNetwork, GeneratorShape
 from .quantizer import DistanceAwareQuantizer, Quantizer
@@ -73,7 +75,8 @@ class GeneratorRecipe:
             self.others_weight,
             self.weight_decay,
         )
-        if min(weights) < 0 or self.learning_rate <= 0 or not 0 <= self.warmup <= 1:
+        usable = all(0 <= weight < math.inf for weight in weights) and 0 < self.learning_rate < math.inf
+        if not usable or not 0 <= self.warmup <= 1:
             raise PathwayError(
                 f"weights {weights}, learning_rate {self.learning_rate}, warmup {self.warmup}: give weights of at "
                 "least 0, a learning rate above 0 and a warmup in [0, 1]"
@@ -120,7 +123,7 @@ def generator_losses(
         others: also run the target on other inputs under the masks; one more run.
 
     Raises:
-        PathwayError: as :func:`pathwaylib.observe`.
+        PathwayError: as :func:`pathwaylib.observe`, or if the generator's scores are NaN.
 
     Source: Lin et al., *On Model Explanations with Transferable Neural Pathways* (2023); the class term's form, the
     auxiliary term and that of the others are ours.
@@ -135,6 +138,8 @@ def generator_losses(
     with torch.no_grad():
         _, _, activations, logits = record(model, x, keep_pre=False)
     generated = network(activations)
+    if any(bool(scores.isnan().any()) for scores in generated.scores):  # the masked target would get the blame
+        raise PathwayError("the generator's scores are NaN; train it anew with a lower learning_rate")
     masks = [quantizer(scores.float()) for scores in generated.scores]
     gates = [mask.to(logits.dtype) for mask in masks]
     routed = gated(model, x, gates).float()
@@ -189,7 +194,7 @@ def train_generator(
     recipe: GeneratorRecipe,
     *,
     fabric: Fabric | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     store_every: int = 100,
     progress: bool = True,
 ) -> tuple[GeneratorNetwork, list[dict[str, float]]]:
@@ -211,8 +216,8 @@ def train_generator(
         The generator, and one row per step with the loss and its terms.
 
     Raises:
-        PathwayError: if there are fewer images than a batch, the processes cannot share a batch evenly, or the
-            checkpoint is damaged or belongs to another recipe or target.
+        PathwayError: if there are fewer images than a batch, the processes cannot share a batch evenly, the loss is not
+            finite at a step, or the checkpoint is damaged or belongs to another recipe, target or set of images.
 
     Example:
         >>> from pathwaylib import load_model, planted
@@ -225,6 +230,7 @@ def train_generator(
         from lightning_fabric import Fabric  # here, as it doubles the time that importing this library takes
 
         fabric = Fabric(accelerator="cpu", devices=1)
+    require_at_least_one(store_every=store_every)
     if len(data) < recipe.batch_size or recipe.batch_size % fabric.world_size:
         raise PathwayError(
             f"{len(data)} images, batches of {recipe.batch_size} over {fabric.world_size} processes; give at least one "
@@ -234,7 +240,8 @@ def train_generator(
     network = GeneratorNetwork.like(model, data[:1][0].to(fabric.device), recipe.shape, seed=recipe.seed)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     parts: Parts = {"network": network, "optimiser": optimiser}
-    noted = describe(recipe)
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    noted = {} if checkpoint is None else _noted(model, data, recipe)
     log = resume_checkpoint(checkpoint, parts, noted, fabric.device) if checkpoint is not None else []
     wrapped, optimiser = fabric.setup(network, optimiser)
     share = recipe.batch_size // fabric.world_size
@@ -257,18 +264,29 @@ def train_generator(
                 + recipe.auxiliary_weight * losses.auxiliary
                 + recipe.others_weight * losses.others
             )
-            optimiser.zero_grad()
-            fabric.backward(loss)
-            fabric.clip_gradients(wrapped, optimiser, max_norm=1.0)
-            optimiser.step()
             terms = torch.stack([loss.detach(), *(term.detach() for term in losses)])
             terms = cast(Tensor, fabric.all_reduce(terms, reduce_op="mean"))
             log.append(dict(zip(_LOGGED, [step + 1, *(float(term) for term in terms)], strict=True)))
             bar.set_postfix(kept=f"{log[-1]['kept']:.3f}", density=f"{log[-1]['density']:.4f}")
+            if not math.isfinite(log[-1]["loss"]):
+                raise PathwayError(
+                    f"the loss is {log[-1]['loss']} at step {step + 1}; lower the learning_rate "
+                    f"({recipe.learning_rate}) or the weights of the terms"
+                )
+            optimiser.zero_grad()
+            fabric.backward(loss)
+            fabric.clip_gradients(wrapped, optimiser, max_norm=1.0)
+            optimiser.step()
             last = step + 1 == recipe.steps
             if checkpoint is not None and fabric.global_rank == 0 and (last or (step + 1) % store_every == 0):
                 store_checkpoint(checkpoint, parts, noted, log)
     return network.eval().requires_grad_(False), log
+
+
+def _noted(model: nn.Module, data: ImageSet, recipe: GeneratorRecipe) -> dict[str, Any]:
+    """Return what decides a training, as plain values; 16 digits of a digest tell tensors apart."""
+    target, images = digest_of(model.state_dict()), digest_of({"images": data.images})
+    return describe(recipe) | {"target": target[:16], "images": images[:16]}
 
 
 def _rate(progress: float) -> float:
