@@ -6,7 +6,6 @@ caller's network and random numbers as they were.
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .attribution import PathwayGradient
 from .errors import PathwayError, require_at_least_one
-from .neurons import Site, Target, leaf, run, targets_of
+from .neurons import Site, Target, copied, leaf, run, targets_of
 from .selectors import NeuronIntGrad, NeuronMCT, Selector
 
 Explainer = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -107,9 +106,9 @@ def explainers(
         ['pathway gradient MCT 0.95', 'pathway gradient IntGrad 0.95', 'random', 'centre']
     """
     found: dict[str, Explainer] = {
-        "gradient": lambda model, x, target: Saliency(model).attribute(leaf(x), target, abs=False),
-        "input x gradient": lambda model, x, target: InputXGradient(model).attribute(leaf(x), target),
-        "integrated gradients": lambda model, x, target: IntegratedGradients(model).attribute(
+        "gradient": lambda model, x, target: Saliency(_OnACopy(model)).attribute(leaf(x), target, abs=False),
+        "input x gradient": lambda model, x, target: InputXGradient(_OnACopy(model)).attribute(leaf(x), target),
+        "integrated gradients": lambda model, x, target: IntegratedGradients(_OnACopy(model)).attribute(
             leaf(x),
             target=target,
             n_steps=n_steps,
@@ -117,7 +116,9 @@ def explainers(
             internal_batch_size=max(len(x), min(64, _at_once(x))),
         ),
         "SmoothGrad": lambda model, x, target: _smooth_grad(model, x, target, samples, noise, seed),
-        "guided backprop": lambda model, x, target: GuidedBackprop(_guidable(model, x)).attribute(leaf(x), target),
+        "guided backprop": lambda model, x, target: GuidedBackprop(_OnACopy(_guidable(model, x))).attribute(
+            leaf(x), target
+        ),
         "Grad-CAM": _grad_cam,
         "guided Grad-CAM": _guided_grad_cam,
     }
@@ -153,13 +154,24 @@ def times_input(explainer: Explainer) -> Explainer:
     return lambda model, x, target: explainer(model, x, target) * x
 
 
+class _OnACopy(nn.Module):
+    """A network that runs on a copy of its input: it may overwrite it, and Captum differentiates by what it gave."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.model(x.clone()))
+
+
 def _smooth_grad(model: nn.Module, x: Tensor, target: Tensor, samples: int, noise: float, seed: int) -> Tensor:
     # NoiseTunnel draws from the global generator, in single precision at least.
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
         return cast(
             Tensor,
-            NoiseTunnel(Saliency(lambda noisy: model(noisy.to(x.dtype)))).attribute(
+            NoiseTunnel(Saliency(lambda noisy: _OnACopy(model)(noisy.to(x.dtype)))).attribute(
                 leaf(x),
                 target=target,
                 nt_samples=samples,
@@ -176,15 +188,15 @@ def _at_once(x: Tensor) -> int:
 
 
 def _grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    model = _out_of_place(model)
-    cam = LayerGradCam(model, last_maps(model, x)).attribute(leaf(x), target, relu_attributions=True)
+    model = _out_of_place(model, x)
+    cam = LayerGradCam(_OnACopy(model), last_maps(model, x)).attribute(leaf(x), target, relu_attributions=True)
     # Every channel gets its share, so that the sum over channels is the map.
     return cast(Tensor, LayerAttribution.interpolate(cam, x.shape[2:], "bilinear").expand_as(x) / x.shape[1])
 
 
 def _guided_grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     model = _guidable(model, x)
-    explainer = GuidedGradCam(model, last_maps(model, x))
+    explainer = GuidedGradCam(_OnACopy(model), last_maps(model, x))
     return cast(Tensor, explainer.attribute(leaf(x), target, interpolate_mode="bilinear"))
 
 
@@ -203,12 +215,24 @@ def _centre(x: Tensor) -> Tensor:
     return (1 - torch.hypot(rows[:, None], columns) / 2**0.5).expand_as(x).clone()
 
 
-def _out_of_place(model: nn.Module) -> nn.Module:
-    """Return a copy whose activations overwrite nothing: Captum's hooks on modules cannot bear that."""
-    changed = copy.deepcopy(model)
+def _out_of_place(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a copy whose activations overwrite nothing: Captum's hooks on modules cannot bear that.
+
+    Raises:
+        PathwayError: if the network goes on with what an activation has overwritten.
+    """
+    changed = copied(model)
     for module in changed.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
+    with torch.no_grad():
+        given, found = (network(x[:1].clone()) for network in (model, changed))
+    if not torch.allclose(given, found):
+        raise PathwayError(
+            f"{type(model).__name__} answers otherwise once its modules with inplace=True overwrite nothing, as "
+            "Captum's hooks need it: it goes on with a tensor that one of them has overwritten; go on with what the "
+            "module returns instead, as in h = self.relu(h)"
+        )
     return changed
 
 
@@ -218,7 +242,7 @@ def _guidable(model: nn.Module, x: Tensor) -> nn.Module:
     Raises:
         PathwayError: if an activation of the network is not such a module.
     """
-    changed = _out_of_place(model)
+    changed = _out_of_place(model, x)
     modules: list[nn.Module] = []
     kinds: Counter[str] = Counter()
 

@@ -7,11 +7,12 @@ caught by a :class:`torch.overrides.TorchFunctionMode`; no hook is left behind, 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from .errors import PathwayError
-from .pathway import Pathway, holds_integers
+from .pathway import Pathway, class_indices
 
 Target = int | list[int] | Tensor | None
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,22 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def copied(model: _Network) -> _Network:
+    """Return a deep copy of a network, also of one that keeps tensors of its last run with their gradient graph.
+
+    So does :func:`torch.nn.utils.weight_norm`, whose hook computes the weight in each run. The copy keeps such tensors
+    without the graph.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> net.seen = net(torch.ones(1, 2))
+        >>> net.seen.requires_grad, copied(net).seen.requires_grad
+        (True, False)
+    """
+    kept = [tensor for module in model.modules() for tensor in tensors_of(vars(module)) if not tensor.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
 
 
 def run(model: nn.Module, x: Tensor, visitor: Visitor, within: AbstractContextManager[object] | None = None) -> Tensor:
@@ -469,17 +487,10 @@ def resolve_target(logits: Tensor, target: Target = None) -> Tensor:
     if target is None:
         return logits.detach().argmax(1)
     chosen = torch.as_tensor(target, device=logits.device)
-    if not holds_integers(chosen):
-        raise PathwayError(f"the targets are {chosen.dtype}; give class indices as integers")
-    if chosen.ndim == 0:
-        chosen = chosen.expand(count)
-    if chosen.shape != (count,):
-        raise PathwayError(
-            f"targets of shape {tuple(chosen.shape)} for {count} inputs; give one class or one per input"
-        )
+    chosen = class_indices(chosen.expand(count) if chosen.ndim == 0 else chosen, count)
     if bool(((chosen < 0) | (chosen >= classes)).any()):
         raise PathwayError(f"target {chosen.tolist()} is out of range; the network has classes 0 to {classes - 1}")
-    return chosen.long()
+    return chosen
 
 
 def targets_of(model: nn.Module, x: Tensor, target: Target = None, batch_size: int | None = None) -> Tensor:

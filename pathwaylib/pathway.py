@@ -59,15 +59,8 @@ class Pathway:
                 )
         if len({len(mask) for mask in self.masks}) > 1:
             raise PathwayError(f"the masks have different batch sizes: {[len(mask) for mask in self.masks]}")
-        if self.targets is None:
-            return
-        if self.targets.shape != (len(self),):
-            raise PathwayError(
-                f"targets of shape {tuple(self.targets.shape)} for {len(self)} inputs; give one per input"
-            )
-        if not holds_integers(self.targets):
-            raise PathwayError(f"the targets are {self.targets.dtype}; give class indices as integers")
-        object.__setattr__(self, "targets", self.targets.long())
+        if self.targets is not None:
+            object.__setattr__(self, "targets", class_indices(self.targets, len(self)))
 
     def __len__(self) -> int:
         """Return the number of inputs B."""
@@ -265,6 +258,23 @@ def holds_integers(numbers: Tensor) -> bool:
         [True, False, False]
     """
     return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+
+
+def class_indices(targets: Tensor, count: int) -> Tensor:
+    """Return the targets of ``count`` inputs as int64.
+
+    Raises:
+        PathwayError: if they are no integers, or not as many.
+
+    Example:
+        >>> class_indices(torch.tensor([3, 1], dtype=torch.uint8), 2)
+        tensor([3, 1])
+    """
+    if not holds_integers(targets):
+        raise PathwayError(f"the targets are {targets.dtype}; give class indices as integers")
+    if targets.shape != (count,):
+        raise PathwayError(f"targets of shape {tuple(targets.shape)} for {count} inputs; give one class per input")
+    return targets.long()
 
 
 def split_sites(flat: Tensor, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:

@@ -30,6 +30,7 @@ def browser() -> Iterator[Browser]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked ``cuda`` where there is no such device."""
+    """Seed the weights of the test and of its fixtures; skip what is marked ``cuda`` where there is no such device."""
+    torch.manual_seed(0)
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")

@@ -333,7 +333,7 @@ def test_training_mode_is_refused() -> None:
         explain(explainers()["gradient"], small_vgg().train(), images(1))
 
 
-# --- What the guided methods cannot change, and memory ---------------------------------------------------------------
+# --- Networks in place, what the guided methods cannot change, and memory ---------------------------------------------
 
 
 class Calls(nn.Module):
@@ -345,6 +345,45 @@ class Calls(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("overwriting", "plain"),
+    [(nn.ReLU(inplace=True), nn.ReLU()), (Calls(lambda x: x.sub_(0.5)), Calls(lambda x: x - 0.5))],
+    ids=["relu", "sub_"],
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_may_overwrite_its_input(name: str, overwriting: nn.Module, plain: nn.Module) -> None:
+    layers = list(small_vgg())
+    model, expected = (nn.Sequential(first, *layers).eval() for first in (overwriting, plain))
+    x, target = images(3) - 0.5, torch.tensor([4, 0, 9])
+    with unchanged(model, x):
+        found = cheap()[name](model, x, target)
+    torch.testing.assert_close(found, cheap()[name](expected, x, target), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["guided backprop", "Grad-CAM", "guided Grad-CAM"])
+def test_activations_whose_result_is_thrown_away_are_answered(name: str) -> None:
+    class Careless(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self[0](x)
+            self[1](h)
+            return self[2](h.mean((2, 3)))
+
+    model = randomised(Careless(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Linear(4, 3)))
+    x = images(2)
+    with unchanged(model, x), pytest.raises(PathwayError, match=r"Careless answers otherwise once .* h = self.relu"):
+        explain(cheap()[name], model, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # the spelling of old, with a hook
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_that_a_hook_has_computed_with_a_graph(name: str) -> None:
+    model, x = small_vgg(), images(2)
+    expected = explain(cheap()[name], model, x)
+    nn.utils.weight_norm(model[next(index for index, part in enumerate(model) if isinstance(part, nn.Conv2d))])
+    model(x)
+    torch.testing.assert_close(explain(cheap()[name], model, x), expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize(

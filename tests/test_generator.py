@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pathwaylib import (
+    ActiveNeurons,
     NeuronMCT,
     PathwayError,
     RandomSelection,
@@ -41,6 +43,7 @@ from pathwaylib.generator import (
 )
 from pathwaylib.generator.network import PathwayDistillation, RecursiveEmbedder, RecursivePathwayDecoder
 from pathwaylib.generator.transfer import class_frequencies
+from pathwaylib.selectors import Chosen
 
 SMALL = GeneratorShape(width=16, heads=2)
 
@@ -419,3 +422,79 @@ def test_class_pathways_are_the_frequent_neurons_of_a_class() -> None:
         transfer(found, torch.tensor([4]))
     with pytest.raises(PathwayError, match="share"):
         class_pathways(frequencies, sites, share=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_transfer_takes_any_integers_for_classes(dtype: torch.dtype) -> None:
+    own = class_pathways((torch.eye(3),), ("relu_0",))
+    chosen = transfer(own, torch.tensor([1, 0, 1], dtype=dtype))
+    assert torch.equal(chosen.masks[0], torch.eye(3, dtype=torch.bool)[[1, 0, 1]])
+    for classes in (torch.tensor([True, False]), torch.tensor([1.0])):
+        with pytest.raises(PathwayError, match="give class indices as integers"):
+            transfer(own, classes)
+
+
+def test_class_frequencies_refuse_what_they_cannot_count() -> None:
+    model, data = load_model("planted-cnn"), planted(6, seed=7)
+    pathway = ActiveNeurons()(model, data[:6][0])
+    for selector, images, classes, message in (
+        (ActiveNeurons(), replace(data, images=data.images[:0], labels=data.labels[:0]), None, "holds no image"),
+        (ActiveNeurons(), data, 1, "classes is 1, too few"),
+        (Chosen(replace(pathway, targets=None)), data, None, "pathways of Chosen have no targets"),
+    ):
+        with pytest.raises(PathwayError, match=message):
+            class_frequencies(model, selector, images, classes=classes, progress=False)
+
+
+def test_a_generator_whose_scores_are_nan_is_refused() -> None:
+    model, x = load_model("planted-cnn"), planted(2)[:2][0]
+    network = GeneratorNetwork.like(model, x, SMALL)
+    for parameter in network.decoders[0].parameters():
+        parameter.data.fill_(torch.nan)
+    with pytest.raises(PathwayError, match="scores are NaN"):
+        PathwayGenerator(network)(model, x)
+
+
+def test_a_generator_reads_a_target_in_double_precision() -> None:
+    model, x = load_model("planted-cnn"), planted(2)[:2][0]
+    single = PathwayGenerator(GeneratorNetwork.like(model, x, SMALL))
+    found = single(copy.deepcopy(model).double(), x.double())
+    assert float(found.iou(single(model, x)).min()) > 0.99
+
+
+# --- What a training refuses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["target", "images"])
+def test_a_checkpoint_of_another_target_or_other_images_is_refused(change: str, tmp_path: Path) -> None:
+    model, data, recipe = load_model("planted-cnn"), planted(32), GeneratorRecipe(steps=2, batch_size=16, shape=SMALL)
+    path = tmp_path / "generator.pt"
+    _, log = train_generator(model, data, recipe, checkpoint=str(path), progress=False)
+    assert train_generator(model, data, recipe, checkpoint=path, progress=False)[1] == log
+    content = path.read_bytes()
+    if change == "images":
+        data = replace(data, images=255 - data.images)
+    else:
+        model = load_model("planted-shortcut")
+    with pytest.raises(PathwayError, match=rf"generator\.pt holds a run of another recipe \({change}: .* there"):
+        train_generator(model, data, recipe, checkpoint=path, progress=False)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "sparsity_weight", "others_weight", "warmup"])
+def test_a_recipe_that_is_not_finite_is_refused(name: str) -> None:
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(PathwayError, match=f"{number}"):
+            GeneratorRecipe(**{name: number})  # type: ignore[arg-type]
+
+
+def test_training_refuses_to_store_never_and_to_go_on_without_a_loss(tmp_path: Path) -> None:
+    model, data, path = load_model("planted-cnn"), planted(32), tmp_path / "generator.pt"
+    recipe = GeneratorRecipe(steps=4, batch_size=16, shape=SMALL)
+    with pytest.raises(PathwayError, match="store_every is 0"):
+        train_generator(model, data, recipe, checkpoint=path, store_every=0, progress=False)
+    with pytest.raises(PathwayError, match=r"the generator's scores are NaN; train it anew with a lower learning_rate"):
+        train_generator(model, data, replace(recipe, learning_rate=1e30), progress=False)
+    with pytest.raises(PathwayError, match=r"the loss is inf at step 2; lower the learning_rate \(0\.01\)"):
+        train_generator(model, data, replace(recipe, sparsity_weight=1e39, warmup=0.5), checkpoint=path, progress=False)
+    assert not path.exists()

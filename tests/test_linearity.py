@@ -540,7 +540,23 @@ NOT_LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
     "no_grad": without_gradients,
     "indices": lambda h: F.max_pool2d(h, 2, return_indices=True)[0],
     "one-dimensional pooling": lambda h: F.max_pool1d(h.flatten(2), 2),
+    # By the batch's own mean and variance, whatever the mode.
+    "batch normalisation": lambda h: F.batch_norm(h, None, None, training=True),
+    "batch normalisation, spelt out": lambda h: torch.batch_norm(h, None, None, None, None, True, 0.1, 1e-5, False),
+    "batch normalisation without statistics": lambda h: nn.BatchNorm2d(h.shape[1], track_running_stats=False).eval()(h),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    network, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval().to(dtype), torch.rand(1, 3).to(dtype)
+    for call in (
+        lambda: linear_region(network, x),
+        lambda: first_kink(network, x, x),
+        lambda: linear_pieces(network, x, x, 1.0),
+    ):
+        with pytest.raises(PathwayError, match=r"float16, too coarse to find its kinks; use float32"):
+            call()
 
 
 @pytest.mark.parametrize("name", NOT_LINEAR)

@@ -27,6 +27,7 @@ from pathwaylib import (
     observe,
     taylor,
 )
+from pathwaylib.neurons import copied
 
 
 def random_masks(shapes: list[torch.Size], seed: int, keep: float = 0.7) -> tuple[Tensor, ...]:
@@ -520,6 +521,22 @@ def test_the_library_survives_copies_of_what_it_saw() -> None:
     network = two_layers()
     observe(network, torch.rand(2, 3))
     copy.deepcopy(network)  # would fail on a hook or graph tensor left in a module
+
+
+def test_a_copy_keeps_what_the_network_keeps_without_its_graph() -> None:
+    network, x = two_layers(), torch.rand(2, 3)
+    network.seen = {"logits": [network(x)]}
+    network[0].seen = network.seen["logits"][0]
+    with unchanged(network, x):
+        made = copied(network)
+    assert made.seen["logits"][0] is made[0].seen
+    assert torch.equal(made[0].seen, network[0].seen)
+    assert network[0].seen.requires_grad
+    assert not made[0].seen.requires_grad
+    with torch.no_grad():
+        for tensor in (*made.parameters(), made[0].seen):
+            tensor.fill_(9)
+    assert not any((tensor == 9).any() for tensor in (*network.parameters(), network[0].seen))
 
 
 @pytest.mark.cuda

@@ -364,6 +364,7 @@ def test_networks_that_cannot_forget_are_answered() -> None:
         randomised(Backwards(), x)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_layers_whose_reset_misses_their_weights_are_answered() -> None:
     # What their weight is computed from stays, as reset_parameters writes into the result.
     normalised = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 3))
@@ -371,6 +372,21 @@ def test_layers_whose_reset_misses_their_weights_are_answered() -> None:
     assert next(copies)[0] == "2"
     with pytest.raises(PathwayError, match=r"layer '0' keeps its weights .*remove_parametrizations"):
         next(copies)
+    # Of old a hook computed it in each run, with a graph that no copy can take along.
+    normalised = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(48, 5)), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x = torch.rand(2, 3, 4, 4)
+    normalised(x)
+    for mode in ("cascading", "independent"):
+        with unchanged(normalised, x):
+            copies = randomised(normalised, x, mode=mode)
+            assert next(copies)[0] == "3"
+            with pytest.raises(PathwayError, match=r"layer '1' keeps its weights .*remove_weight_norm"):
+                next(copies)
+    with pytest.raises(PathwayError, match="layer '1' keeps its weights"):
+        sanity_check(explainers()["gradient"], normalised, x, similarities=WITHOUT_SMALL_MAPS)
+    nn.utils.remove_weight_norm(normalised[1])
+    found = sanity_check(explainers()["gradient"], normalised, x, similarities=WITHOUT_SMALL_MAPS)
+    assert found.layers == ("3", "1")
     # A reset that says what the layer is already is a reset.
     assert len(list(randomised(nn.Sequential(nn.LayerNorm((2, 4)), nn.ReLU()).eval(), torch.rand(1, 2, 4)))) == 1
 

@@ -6,7 +6,6 @@ that stays what it was owes nothing to the weights that are gone.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ..errors import PathwayError, require_at_least_one
 from ..explainers import Explainer, explain
-from ..neurons import Target, check_model, targets_of
+from ..neurons import Target, check_model, copied, targets_of
 from ..pathway import Pathway
 from ..selectors import Selector
 from ..training import initialise
@@ -329,11 +328,11 @@ def _forgetful_copies(
     calibration: Tensor | None,
 ) -> Iterator[tuple[str, nn.Module]]:
     seeds = torch.randint(2**31, (len(layers),), generator=torch.Generator().manual_seed(seed)).tolist()
-    changed = copy.deepcopy(model)
+    changed = copied(model)
     forgetful: list[nn.Module] = []
     for (layer, names), own_seed in zip(layers.items(), seeds, strict=True):
         if mode == "independent":
-            changed, forgetful = copy.deepcopy(model), []
+            changed, forgetful = copied(model), []
         modules = nn.ModuleList(changed.get_submodule(name) for name in names)
         # On the CPU, so that every device gets the same weights; into the old tensors, so that shared ones stay shared.
         modules.load_state_dict(_fresh(modules, names, own_seed).state_dict())
@@ -341,12 +340,12 @@ def _forgetful_copies(
         if layer in stops:
             if calibration is not None:
                 _measure_statistics(changed, forgetful, calibration)
-            yield layer, copy.deepcopy(changed)
+            yield layer, copied(changed)
 
 
 def _fresh(modules: nn.ModuleList, names: Sequence[str], seed: int) -> nn.Module:
     """Return copies of modules, on the CPU, that have drawn new weights."""
-    fresh = copy.deepcopy(modules).cpu()
+    fresh = copied(modules).cpu()
     with torch.no_grad():
         for parameter in fresh.parameters():
             if parameter.ndim > 1:
@@ -368,7 +367,7 @@ _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, n
 def _layers(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
     """Return the modules of each layer by its name, from the output back to the input."""
     check_model(model, x)
-    model = copy.deepcopy(model)  # no hook ever hangs on the caller's
+    model = copied(model)  # no hook ever hangs on the caller's
     owners: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inside = any(not owner or name.startswith(f"{owner}.") for owner in owners)

@@ -233,7 +233,7 @@ class GeneratorNetwork(nn.Module):
         """
         with torch.no_grad():
             seen = observe(model, x[:1])
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = cls(seen.sites, [a.shape[1:] for a in seen.post], seen.logits.shape[1], shape)
         return network.to(x.device)
@@ -252,7 +252,7 @@ class GeneratorNetwork(nn.Module):
             raise PathwayError(f"activations of shapes {found}; this generator was built for {self.shapes}")
         tokens, pyramids = [], []
         for a, embed, name in zip(activations, self.embedders, self.names, strict=True):
-            maps = a if a.ndim == 4 else a[:, :, None, None]
+            maps = (a if a.ndim == 4 else a[:, :, None, None]).to(self.distillation.classify.weight.dtype)
             # Activations of different sites differ by orders of magnitude.
             maps = maps / maps.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
             token, pyramid = embed(maps)

@@ -27,7 +27,8 @@ class PathwayGenerator:
         network: a trained generator for the target, in eval mode.
 
     Raises:
-        PathwayError: if the generator was built for another network, or as :func:`pathwaylib.observe`.
+        PathwayError: if the generator was built for another network, its scores are NaN, or as
+            :func:`pathwaylib.observe`.
 
     Source: Lin, Bao, Yu, Kong, *On Model Explanations with Transferable Neural Pathways* (2023).
 
@@ -45,6 +46,8 @@ class PathwayGenerator:
         with torch.no_grad():
             sites, _, activations, logits = record(model, x, keep_pre=False)
             generated = self.network(activations)
+        if any(bool(scores.isnan().any()) for scores in generated.scores):  # would keep no neuron, in silence
+            raise PathwayError("the generator's scores are NaN; train it anew with a lower learning_rate")
         masks = tuple(scores > 0 for scores in generated.scores)
         return Pathway(masks, tuple(site.name for site in sites), resolve_target(logits, target))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
 from ..errors import PathwayError, require_at_least_one
-from ..pathway import Pathway
+from ..pathway import Pathway, class_indices
 from ..selectors import Selector
 
 
@@ -42,7 +40,7 @@ def class_frequencies(
         those inputs are, ``(K,)``; the sites' names.
 
     Raises:
-        PathwayError: as the selector.
+        PathwayError: as the selector; if there is no image, ``classes`` are too few, or the pathways have no targets.
 
     Example:
         >>> from pathwaylib import ActiveNeurons, load_model, planted
@@ -51,13 +49,23 @@ def class_frequencies(
         (True, 20)
     """
     require_at_least_one(batch_size=batch_size)
+    if not len(data):
+        raise PathwayError("the data set holds no image; give at least one")
     classes = len(data.classes) if classes is None else classes
     counts = torch.zeros(classes, dtype=torch.long)
     sums: list[Tensor] = []
     sites: tuple[str, ...] = ()
     for start in tqdm(range(0, len(data), batch_size), unit="batch", disable=not progress, leave=False):
         pathway = selector(model, data[start : start + batch_size][0].to(device)).to("cpu")
-        predicted = cast(Tensor, pathway.targets)
+        if pathway.targets is None:
+            raise PathwayError(
+                f"the pathways of {type(selector).__name__} have no targets; give a selector that notes them"
+            )
+        predicted = pathway.targets
+        if int(predicted.max()) >= classes:
+            raise PathwayError(
+                f"classes is {classes}, too few: an image is predicted as class {int(predicted.max())}, from 0"
+            )
         counts += predicted.bincount(minlength=classes)
         sums = sums or [torch.zeros(classes, *mask.shape[1:]) for mask in pathway.masks]
         sites = pathway.sites
@@ -99,16 +107,17 @@ def transfer(pathways: Pathway, classes: Tensor) -> Pathway:
 
     Args:
         pathways: one per class, from :func:`class_pathways`.
-        classes: the class whose pathway each input gets, int64 ``(B,)``.
+        classes: the class whose pathway each input gets, integers ``(B,)``, on any device.
 
     Raises:
-        PathwayError: if there is no pathway for a class.
+        PathwayError: if they are no integers, or there is no pathway for a class.
 
     Example:
         >>> own = class_pathways((torch.eye(2),), ("relu_0",))
         >>> transfer(own, torch.tensor([1, 0, 1])).masks[0].int().tolist()
         [[0, 1], [1, 0], [0, 1]]
     """
-    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(pathways):
-        raise PathwayError(f"classes from {int(classes.min())} to {int(classes.max())}; there are {len(pathways)}")
-    return pathways[classes]
+    chosen = class_indices(classes, len(classes)).to(pathways.masks[0].device)  # as bytes they would be a mask
+    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(pathways):
+        raise PathwayError(f"classes from {int(chosen.min())} to {int(chosen.max())}; there are {len(pathways)}")
+    return pathways[chosen]

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from ..errors import PathwayError
 from ..neurons import Site, check_batch, check_model, per_input, refuse_inference_mode
 from ..pathway import Pathway
-from .piecewise import KINKS, Watch, gather
+from .piecewise import KINKS, Watch, gather, require_single
 
 
 def first_kink(model: nn.Module, x: Tensor, direction: Tensor, pathway: Pathway | None = None) -> Tensor:
@@ -119,6 +119,7 @@ def walk(next_kink: Callable[[Tensor], Tensor], start: Tensor, length: float = 1
 def _along(model: nn.Module, x: Tensor, direction: Tensor, pathway: Pathway | None) -> Callable[[Tensor], Tensor]:
     """Return the function that finds the distance from a position on each image's line to the next kink."""
     check_model(model, x)
+    require_single(x)
     check_batch(x, pathway)
     if direction.shape not in (x.shape, x.shape[1:]):
         raise PathwayError(

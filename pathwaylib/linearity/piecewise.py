@@ -116,6 +116,12 @@ class Watch(TorchFunctionMode, ABC):
         """Note a max-pooling of ``given`` ``(B, C, H, W)``; see :func:`_windows`."""
 
 
+def require_single(x: Tensor) -> None:
+    """Raise where rounding would hide the kinks, and move the borders of the regions."""
+    if torch.finfo(x.dtype).bits < 32:
+        raise PathwayError(f"the network is {x.dtype}, too coarse to find its kinks; use float32, better float64")
+
+
 def moves(tensor: Tensor) -> bool:
     """Tell whether a tensor depends on the image: it has a gradient graph or a tangent."""
     return tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None
@@ -137,6 +143,8 @@ def _check_linear(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], depe
         linear = linear and moves(args[0]) and not kwargs.get("rounding_mode")
     if plain in _LINEAR_IN_EVAL:
         linear = depends == 1
+    if plain == "batchnorm":  # without running statistics it normalises by the batch, in evaluation mode, too
+        linear = linear and not kwargs.get("training", args[5] if len(args) > 5 else False)
     if not linear:
         raise PathwayError(
             f"the network calls {name} on values that depend on the image, which is not known to be piecewise linear; "

@@ -14,6 +14,7 @@ from ..neurons import Target, check_batch, check_model, targets_of
 from ..pathway import Pathway
 from .chain import Chain
 from .conditions import Binding, Graph, Node, Probe, one_by_one
+from .piecewise import require_single
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,7 @@ def linear_region(
     if probes < 1:
         raise PathwayError(f"probes is {probes}; give at least 1")
     check_model(model, x)
+    require_single(x)
     check_batch(x, pathway)
     if target is None and pathway is not None and pathway.targets is not None:
         target = pathway.targets.expand(len(x))
