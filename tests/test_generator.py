@@ -212,6 +212,24 @@ def test_a_generator_refuses_another_target() -> None:
         GeneratorShape(width=10, heads=4)
 
 
+def test_a_generator_refuses_other_activations_of_the_same_shapes() -> None:
+    x = torch.rand(2, 3)
+    rectified, leaky = (
+        nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2)).eval() for activation in (nn.ReLU(), nn.LeakyReLU())
+    )
+    generator = PathwayGenerator(GeneratorNetwork.like(rectified, x, SMALL))
+    assert generator(rectified, x).sites == ("relu_0",)
+    with pytest.raises(PathwayError, match=r"has the sites leaky_relu_0; this generator was built for relu_0"):
+        generator(leaky, x)
+
+
+@pytest.mark.cuda
+def test_a_new_generator_leaves_the_draws_of_all_devices_alone() -> None:
+    model, x, state = load_model("planted-cnn"), torch.rand(1, 3, 32, 32), torch.cuda.get_rng_state()
+    GeneratorNetwork.like(model, x, SMALL)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
 # --- Losses ----------------------------------------------------------------------------------------------------------
 
 
@@ -455,11 +473,26 @@ def test_a_generator_whose_scores_are_nan_is_refused() -> None:
         PathwayGenerator(network)(model, x)
 
 
-def test_a_generator_reads_a_target_in_double_precision() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_generator_reads_a_target_of_another_precision(dtype: torch.dtype) -> None:
     model, x = load_model("planted-cnn"), planted(2)[:2][0]
-    single = PathwayGenerator(GeneratorNetwork.like(model, x, SMALL))
-    found = single(copy.deepcopy(model).double(), x.double())
-    assert float(found.iou(single(model, x)).min()) > 0.99
+    network = GeneratorNetwork.like(model, x, replace(SMALL, chosen_sites=3))
+    for decoder in network.decoders:
+        nn.init.constant_(decoder.bias, 0.0)  # type: ignore[arg-type]
+    single = PathwayGenerator(network)
+    expected, found = single(model, x), single(copy.deepcopy(model).to(dtype), x.to(dtype))
+    assert 0.1 < float(expected.sparsity.min()) < 0.9
+    assert float(found.iou(expected).min()) > 0.95
+
+
+def test_a_generator_reads_activations_under_autocast() -> None:
+    model, x = load_model("planted-cnn"), planted(4)[:4][0]
+    network = GeneratorNetwork.like(model, x, SMALL)
+    expected = generator_losses(model, network, x, DistanceAwareQuantizer())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = generator_losses(model, network, x, DistanceAwareQuantizer())
+    assert found.density.item() == pytest.approx(expected.density.item(), abs=0.02)
+    assert found.auxiliary.item() == pytest.approx(expected.auxiliary.item(), abs=0.05)
 
 
 # --- What a training refuses ------------------------------------------------------------------------------------------

@@ -570,6 +570,13 @@ def test_functions_that_are_not_linear_are_refused(name: str) -> None:
         linear_region(network, x)
 
 
+def test_normalisation_by_the_batch_is_refused_before_it_meets_a_single_image() -> None:
+    normalise = nn.BatchNorm1d(4, track_running_stats=False)  # PyTorch refuses a single vector
+    network = nn.Sequential(nn.Linear(3, 4), normalise, nn.ReLU(), nn.Linear(4, 2)).eval()
+    with pytest.raises(PathwayError, match="calls batch_norm on values"):
+        linear_region(network, torch.rand(2, 3))
+
+
 def test_options_and_shapes_are_checked() -> None:
     network = small_network()
     x = network.inputs(2)

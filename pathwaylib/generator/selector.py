@@ -45,11 +45,17 @@ class PathwayGenerator:
         """Return the pathway of each image of ``x``."""
         with torch.no_grad():
             sites, _, activations, logits = record(model, x, keep_pre=False)
+            names = tuple(site.name for site in sites)
+            if names != self.network.sites:
+                raise PathwayError(
+                    f"{type(model).__name__} has the sites {', '.join(names)}; this generator was built for "
+                    f"{', '.join(self.network.sites)}: train one for this network"
+                )
             generated = self.network(activations)
         if any(bool(scores.isnan().any()) for scores in generated.scores):  # would keep no neuron, in silence
             raise PathwayError("the generator's scores are NaN; train it anew with a lower learning_rate")
         masks = tuple(scores > 0 for scores in generated.scores)
-        return Pathway(masks, tuple(site.name for site in sites), resolve_target(logits, target))
+        return Pathway(masks, names, resolve_target(logits, target))
 
 
 def store_generator(name: str, network: GeneratorNetwork, card: dict[str, Any], folder: Path = WEIGHTS) -> None:

@@ -74,10 +74,12 @@ class Watch(TorchFunctionMode, ABC):
         kwargs = kwargs or {}
         sites = self.sites
         depends = [moves(tensor) for tensor in tensors_of((args, kwargs))]
+        name = name_of(func)
+        if any(depends) and _normalises_by_batch(name, args, kwargs):
+            raise _not_linear(name)  # before PyTorch, which wants more than one image
         result = self.call(func, args, kwargs)
         if not any(depends) or self.sites != sites:
             return result
-        name = name_of(func)
         if name.replace("_", "") not in _POOLS:
             _check_linear(name, args, kwargs, sum(depends), result)
             return result
@@ -133,6 +135,19 @@ def name_of(func: Callable[..., Any]) -> str:
     return getattr(func, "__self__", func).__name__ if name == "__get__" else name  # a property goes by its own name
 
 
+def _normalises_by_batch(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a call is a batch normalisation without running statistics, which evaluation mode has, too."""
+    return name == "batch_norm" and bool(kwargs.get("training", args[5] if len(args) > 5 else False))
+
+
+def _not_linear(name: str) -> PathwayError:
+    return PathwayError(
+        f"the network calls {name} on values that depend on the image, which is not known to be piecewise linear; "
+        "ReLU, ReLU6, leaky ReLU, 2-d max-pooling and functions linear in evaluation mode (convolution, batch "
+        "normalisation, average pooling, sums, ...) are"
+    )
+
+
 def _check_linear(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], depends: int, result: Any) -> None:
     """Raise where a call of which ``depends`` tensors depend on the image is not known to be linear in them."""
     plain = name.replace("_", "")
@@ -143,14 +158,8 @@ def _check_linear(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], depe
         linear = linear and moves(args[0]) and not kwargs.get("rounding_mode")
     if plain in _LINEAR_IN_EVAL:
         linear = depends == 1
-    if plain == "batchnorm":  # without running statistics it normalises by the batch, in evaluation mode, too
-        linear = linear and not kwargs.get("training", args[5] if len(args) > 5 else False)
     if not linear:
-        raise PathwayError(
-            f"the network calls {name} on values that depend on the image, which is not known to be piecewise linear; "
-            "ReLU, ReLU6, leaky ReLU, 2-d max-pooling and functions linear in evaluation mode (convolution, batch "
-            "normalisation, average pooling, sums, ...) are"
-        )
+        raise _not_linear(name)
     results = tensors_of(result)
     if plain != "setitem" and not (results and all(moves(tensor) for tensor in results)):
         raise PathwayError(f"the network hides from gradients how the result of {name} depends on the image")
