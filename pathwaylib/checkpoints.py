@@ -59,7 +59,7 @@ def store_checkpoint(
             writer = csv.DictWriter(file, list(log[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in log)
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content.getvalue())
 
 
 def resume_checkpoint(

@@ -7,7 +7,6 @@ shows what was computed before.
 from __future__ import annotations
 
 import base64
-import copy
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from .errors import PathwayError
 from .evaluation.pathways import pathway_logits
 from .interactive import class_names_of, require_pictures
 from .linearity import linear_region
-from .neurons import observe, resolve_target
+from .neurons import copied, observe, resolve_target
 from .pathway import Pathway
 from .plots import show_attributions, show_pathway
 from .selectors import Chosen, NeuronIntGrad, NeuronMCT, RandomSelection, Selector
@@ -81,7 +80,7 @@ def explore(
         seen = observe(model, images[:1])
     names = class_names_of(class_names, seen.logits.shape[1])
     # Rounding is not part of a linear radius' guarantee.
-    exact = copy.deepcopy(model).double()
+    exact = copied(model).double()
 
     wide = {"style": {"description_width": "6em"}, "layout": ipywidgets.Layout(width="min(28em, 100%)")}
     late = {"continuous_update": False, **wide}
