@@ -269,8 +269,8 @@ def test_the_book_prints_with_contents_bookmarks_and_page_numbers(
     target = tmp_path / "book.pdf"
     # In a process of its own: this one's Playwright is in use.
     chosen = "[('book/intro', ''), ('book/bibliography', 'Appendices')]"
-    call = f"import pathlib, pdf, sys; pdf.main(pathlib.Path(sys.argv[1]), {chosen})"
-    subprocess.run([sys.executable, "-c", call, target], cwd=ROOT / "tools", check=True)
+    call = f"import pathlib, pdf, sys; pdf.main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), {chosen})"
+    subprocess.run([sys.executable, "-c", call, SITE, target], cwd=ROOT / "tools", check=True)
     printed = PdfReader(target)
     marks = [(mark.title, printed.get_destination_page_number(mark)) for mark in printed.outline]
     assert [title for title, _ in marks] == ["Contents", "Critical Pathways", "Bibliography"]
