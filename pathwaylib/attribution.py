@@ -10,7 +10,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from .errors import PathwayError
-from .neurons import Target, check_batch, check_model, frozen, leaf, masked, response, targets_of
+from .neurons import Target, check_batch, check_gradient, check_model, frozen, leaf, masked, response, targets_of
 from .selectors import NeuronMCT, Selector
 
 
@@ -73,11 +73,7 @@ class PathwayGradient(GradientAttribution):
         with torch.enable_grad(), frozen(self.model):
             with masked(pathway, runs=1):
                 logits = self.model(x.clone())  # a network may change its input in place
-            if not logits.requires_grad:
-                raise PathwayError(
-                    f"{type(self.model).__name__} passes no gradient to the image: it runs, at least in part, under "
-                    "torch.no_grad()"
-                )
+            check_gradient(self.model, logits)
             return torch.autograd.grad(response(logits, target).sum(), x)[0]
 
     def has_convergence_delta(self) -> bool:

@@ -12,7 +12,17 @@ from torch.nn import functional as F
 
 from .contributions import Contributions
 from .errors import PathwayError
-from .neurons import Target, check_model, checked_logits, frozen, masked, record, refuse_inference_mode, response
+from .neurons import (
+    Target,
+    check_gradient,
+    check_model,
+    checked_logits,
+    frozen,
+    masked,
+    record,
+    refuse_inference_mode,
+    response,
+)
 from .pathway import Pathway, holds_integers
 from .ranking import largest
 
@@ -300,11 +310,7 @@ def _climb(
         for _ in range(steps):
             images = picture()
             responses = objective(augment(images, generator))
-            if not responses.requires_grad:
-                raise PathwayError(
-                    f"{type(model).__name__} passes no gradient to the image: it runs, at least in part, under "
-                    "torch.no_grad()"
-                )
+            check_gradient(model, responses)
             loss = -responses.sum()
             if total_variation:
                 loss = loss + total_variation * _variation(images).sum()

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from .attribution import PathwayGradient
 from .errors import PathwayError, require_at_least_one
 from .neurons import Site, Target, copied, leaf, run, targets_of
+from .seeds import seeded
 from .selectors import NeuronIntGrad, NeuronMCT, Selector
 
 Explainer = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -167,8 +168,7 @@ class _OnACopy(nn.Module):
 
 def _smooth_grad(model: nn.Module, x: Tensor, target: Tensor, samples: int, noise: float, seed: int) -> Tensor:
     # NoiseTunnel draws from the global generator, in single precision at least.
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return cast(
             Tensor,
             NoiseTunnel(Saliency(lambda noisy: _OnACopy(model)(noisy.to(x.dtype)))).attribute(

@@ -32,7 +32,7 @@ from .data import ImageSet
 from .errors import PathwayError, require_at_least_one, require_choice
 from .extracted import FORMAT, Extraction, agree, alone_in, read_extraction, schema_of, shard_in, shard_path
 from .files import atomic_write, digest_of
-from .neurons import observe
+from .neurons import input_like, observe
 from .pathway import Pathway
 from .pictures import Picture, UnreadableImage, printable
 from .selectors import NeuronIntGrad, NeuronMCT, Selector
@@ -152,7 +152,7 @@ def extract(
             "name": name or type(model).__name__,
             "sha256": digest_of(model.state_dict()),
             "layers": hashlib.sha256(repr(model).encode()).hexdigest(),  # weights do not tell a ReLU from a GELU
-            "device": _like(model).device.type,
+            "device": input_like(model).device.type,
         },
         "selector": _described(selector),
         "images": fingerprint,
@@ -250,7 +250,7 @@ class _Job:
                 yield _Labelled(name, self.source.label(name), found.pixels)
 
     def _rows(self, images: Sequence[_Labelled]) -> pa.RecordBatch:
-        like = _like(self.model)
+        like = input_like(self.model)
         x = torch.stack([image.pixels for image in images]).to(like) / 255
         found = _find(self.model, _seeded(self.selector, images[0].name), x)
         confidence, prediction = found.logits.double().softmax(1).max(1)
@@ -314,7 +314,7 @@ def _seeded(selector: Selector, name: str) -> Selector:
 
 def _seen(model: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, list[int]], int]:
     """Return the shape of each site for an image of a shape, and how many logits; raise where it is not taken."""
-    x = torch.zeros(1, *shape).to(_like(model))
+    x = torch.zeros(1, *shape).to(input_like(model))
     try:
         with torch.no_grad():
             seen = observe(model, x)
@@ -343,11 +343,6 @@ def _described(selector: Selector) -> dict[str, Any]:
             )
         noted[field.name] = value
     return noted
-
-
-def _like(model: nn.Module) -> Tensor:
-    """Return a tensor of the kind and on the device that the network takes."""
-    return next(model.parameters(), torch.zeros(()))
 
 
 _Item = TypeVar("_Item")
@@ -397,7 +392,7 @@ def _run_with_ray(
             work,
             compute=ray.data.TaskPoolStrategy(size=workers),
             num_cpus=min(threads, processors),
-            num_gpus=int(_like(job.model).device.type == "cuda"),
+            num_gpus=int(input_like(job.model).device.type == "cuda"),
         )
         for row in dataset.iter_rows():
             if row["error"]:

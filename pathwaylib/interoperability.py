@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from .explainers import Explainer, explain, pathway_gradient
+from .neurons import input_like
 from .selectors import NeuronMCT
 
 
@@ -56,8 +57,7 @@ def quantus_explain(
         >>> type(maps).__name__, maps.shape
         ('ndarray', (4, 3, 2, 2))
     """
-    own = next(model.parameters(), torch.zeros(()))
-    x = _tensor(inputs).to(own)
+    x = _tensor(inputs).to(input_like(model))
     maps = explain(explainer or pathway_gradient(NeuronMCT()), model, x, _tensor(targets), batch_size=batch_size).cpu()
     found: NDArray[Any] = (maps.float() if maps.dtype == torch.bfloat16 else maps).numpy()
     return found

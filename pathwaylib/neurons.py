@@ -456,6 +456,19 @@ def check_model(model: nn.Module, x: Tensor) -> None:
         raise PathwayError("the images hold NaN or infinity; clean them first, for example with torch.nan_to_num")
 
 
+def input_like(model: nn.Module) -> Tensor:
+    """Return a tensor of the type and on the device that the network takes: float32 on the CPU without parameters."""
+    return next(model.parameters(), torch.zeros(()))
+
+
+def check_gradient(model: nn.Module, result: Tensor) -> None:
+    """Raise :class:`PathwayError` where what the network returned knows nothing of the image."""
+    if not result.requires_grad:
+        raise PathwayError(
+            f"{type(model).__name__} passes no gradient to the image: it runs, at least in part, under torch.no_grad()"
+        )
+
+
 def check_batch(x: Tensor, pathway: Pathway | None) -> None:
     """Raise :class:`PathwayError` where a pathway holds neither one input nor those of ``x``."""
     if pathway is not None and len(pathway) not in (1, len(x)):

@@ -18,7 +18,8 @@ from .checkpoints import Parts, resume_checkpoint, store_checkpoint
 from .data import ImageSet
 from .errors import PathwayError, require_at_least_one
 from .files import digest_of
-from .neurons import check_model, checked_logits
+from .neurons import check_model, checked_logits, input_like
+from .seeds import seeded
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
         >>> bool((initialise(a, 1).weight == initialise(b, 1).weight).all())
         True
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         for module in model.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
@@ -218,9 +218,8 @@ def train_classifier(
     bar = tqdm(epochs, initial=len(log), total=recipe.epochs, unit="epoch", disable=not progress)
     for epoch in bar:
         losses, correct = [], 0
-        with torch.random.fork_rng():
-            # Dropout draws from the global generator: by recipe and epoch alone, so that a run can be resumed.
-            torch.manual_seed((recipe.seed * 1_000_003 + epoch) % 2**63)
+        # Dropout draws from the global generator: by recipe and epoch alone, so that a run can be resumed.
+        with seeded((recipe.seed * 1_000_003 + epoch) % 2**63):
             for images, labels in _batches(data, recipe, generator):
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 labels = labels.to(device, non_blocking=True)
@@ -271,7 +270,7 @@ def predictions(model: nn.Module, data: ImageSet, *, batch_size: int = 500) -> T
         torch.Size([16])
     """
     require_at_least_one(batch_size=batch_size)
-    like = next(model.parameters(), torch.empty(0))  # a network without parameters is given float32 on the CPU
+    like = input_like(model)
     found = []
     for indices in torch.arange(len(data)).split(batch_size):
         images = data[indices][0].to(like)

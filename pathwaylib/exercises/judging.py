@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..contributions import Contributions
 from ..neurons import Activations, observe
 from ..pathway import Pathway, split_sites
+from ..seeds import seeded
 
 Answer = Callable[..., Any]
 Arguments = Callable[[], tuple[Any, ...]]
@@ -148,8 +149,7 @@ def judge(
 
 def small_network(seed: int) -> tuple[nn.Sequential, Tensor]:
     """Return a small network and inputs: fully connected for even seeds, convolutional for odd ones."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if seed % 2:
             layers = [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4)]
             return nn.Sequential(*layers).eval(), torch.rand(3, 2, 6, 6)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..errors import PathwayError, require_at_least_one
 from ..neurons import observe
+from ..seeds import seeded
 
 _GAIN = 5.0  # scores have to cross from "all kept" to "few kept" in a few hundred small steps
 
@@ -233,8 +234,7 @@ class GeneratorNetwork(nn.Module):
         """
         with torch.no_grad():
             seen = observe(model, x[:1])
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             network = cls(seen.sites, [a.shape[1:] for a in seen.post], seen.logits.shape[1], shape)
         return network.to(x.device)
 
@@ -245,7 +245,8 @@ class GeneratorNetwork(nn.Module):
             activations: of each site ``(B, C, H, W)`` or ``(B, C)``.
 
         Raises:
-            PathwayError: if the activations are not those of the target the generator was built for.
+            PathwayError: if the activations are not those of the target the generator was built for, or the scores
+                are NaN.
         """
         found = tuple(tuple(a.shape[1:]) for a in activations)
         if found != self.shapes:
@@ -264,4 +265,6 @@ class GeneratorNetwork(nn.Module):
             for decode, token, pyramid, a in zip(self.decoders, mixed, pyramids, activations, strict=False)
         ]
         scores += [torch.ones_like(a) for a in activations[len(scores) :]]  # where nothing is chosen
+        if any(bool(score.isnan().any()) for score in scores):  # would keep no neuron, in silence
+            raise PathwayError("the generator's scores are NaN; train it anew with a lower learning_rate")
         return Generated(tuple(scores), logits, len(self.decoders))

@@ -52,8 +52,6 @@ class PathwayGenerator:
                     f"{', '.join(self.network.sites)}: train one for this network"
                 )
             generated = self.network(activations)
-        if any(bool(scores.isnan().any()) for scores in generated.scores):  # would keep no neuron, in silence
-            raise PathwayError("the generator's scores are NaN; train it anew with a lower learning_rate")
         masks = tuple(scores > 0 for scores in generated.scores)
         return Pathway(masks, names, resolve_target(logits, target))
 

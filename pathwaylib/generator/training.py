@@ -138,8 +138,6 @@ def generator_losses(
     with torch.no_grad():
         _, _, activations, logits = record(model, x, keep_pre=False)
     generated = network(activations)
-    if any(bool(scores.isnan().any()) for scores in generated.scores):  # the masked target would get the blame
-        raise PathwayError("the generator's scores are NaN; train it anew with a lower learning_rate")
     masks = [quantizer(scores.float()) for scores in generated.scores]
     gates = [mask.to(logits.dtype) for mask in masks]
     routed = gated(model, x, gates).float()

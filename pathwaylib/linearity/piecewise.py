@@ -74,11 +74,13 @@ class Watch(TorchFunctionMode, ABC):
         kwargs = kwargs or {}
         sites = self.sites
         depends = [moves(tensor) for tensor in tensors_of((args, kwargs))]
+        if not any(depends):
+            return self.call(func, args, kwargs)
         name = name_of(func)
-        if any(depends) and _normalises_by_batch(name, args, kwargs):
+        if _normalises_by_batch(name, args, kwargs):
             raise _not_linear(name)  # before PyTorch, which wants more than one image
         result = self.call(func, args, kwargs)
-        if not any(depends) or self.sites != sites:
+        if self.sites != sites:
             return result
         if name.replace("_", "") not in _POOLS:
             _check_linear(name, args, kwargs, sum(depends), result)
